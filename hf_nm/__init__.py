@@ -1,0 +1,62 @@
+"""N:M fine-grained structured sparse training for Hugging Face transformers (SR-STE, SAD).
+
+The three lines: ``hf_nm.sparsify(model, n=2, m=4)``, ``trainer = hf_nm.NMTrainer(model=model, ...)``,
+``trainer.train()``. In a plain loop: ``hf_nm.attach(optimizer, model)``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hf_nm.checkpoint import verify
+from hf_nm.divergence import sad
+from hf_nm.layers import NMLinear
+from hf_nm.mask import nm_mask
+from hf_nm.method import Method
+from hf_nm.optim import Attachment, attach
+from hf_nm.pattern import NMPattern
+from hf_nm.report import Report, report
+from hf_nm.state import BrokenPatternError
+from hf_nm.surgery import finalize, restore, sparsify
+from hf_nm.version import __version__
+from hf_nm.weights import SparseWeight, dense_weights, sparse_weights
+
+if TYPE_CHECKING:
+    from hf_nm.trainer import NMCallback, NMSeq2SeqTrainer, NMTrainer
+
+__all__ = [
+    "Attachment",
+    "BrokenPatternError",
+    "Method",
+    "NMCallback",
+    "NMLinear",
+    "NMPattern",
+    "NMSeq2SeqTrainer",
+    "NMTrainer",
+    "Report",
+    "SparseWeight",
+    "__version__",
+    "attach",
+    "dense_weights",
+    "finalize",
+    "nm_mask",
+    "report",
+    "restore",
+    "sad",
+    "sparse_weights",
+    "sparsify",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the Trainers when they are first used: a plain loop does not need transformers."""
+    if name in ("NMCallback", "NMSeq2SeqTrainer", "NMTrainer"):
+        from hf_nm import trainer
+
+        return getattr(trainer, name)
+    raise AttributeError(f"module 'hf_nm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,169 @@
+"""What a sparse layer is: an ordinary module whose parameter *is* the sparse weight ``S``.
+
+The pruned part ``R`` and the mask ``E`` wait beside it in an :class:`~hf_nm.state.NMState`. They are
+neither parameters nor buffers: a state dict keeps the dense model's keys, and DDP does not send them
+with every forward. ``forward`` is inherited unchanged.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_nm.mask import check_maskable, fingerprint
+from hf_nm.method import Method
+from hf_nm.pattern import NMPattern
+from hf_nm.state import BrokenPatternError, NMState
+
+
+class NMLayer(nn.Module):
+    """Mixed into a module's class: one or more of its parameters are N:M.
+
+    ``_nm`` maps a parameter's local name to its :class:`NMState`; modules that share a parameter
+    share the state.
+    """
+
+    _dense_class: type[nn.Module]
+    _nm: dict[str, NMState]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NMLayer:
+        super()._apply(fn, recurse)
+        for name, state in self._nm.items():
+            state.apply(fn)
+            state.watch(getattr(self, name))
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        for name, state in self._nm.items():
+            if state.breaks(getattr(self, name)):
+                raise BrokenPatternError(
+                    f"{prefix}{name} is not {state.pattern} any more, so it is not saved: other "
+                    "code wrote it without projecting. Use hf_nm.attach(optimizer, model) for "
+                    "training and `with hf_nm.dense_weights(model):` for other writes; entering "
+                    "and leaving that context now takes the present values as dense weights"
+                )
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        for name, state in self._nm.items():
+            weight = getattr(self, name)
+            # The optimizer's checkpoint may come before the model's: then the sparse weight that
+            # belongs to the mask and the pruned part just read is this one.
+            belongs = state.restored is not None and state.restored == fingerprint(weight)
+            if prefix + name in state_dict and not belongs:
+                state.take(weight)
+            state.watch(weight)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, weight_state in self._nm.items():
+            weight_state.watch(getattr(self, name))
+
+
+class NMLinear(NMLayer, nn.Linear):
+    """``nn.Linear`` whose weight is N:M: ``y = x S^T + b`` with ``S = E*W``.
+
+    :func:`hf_nm.sparsify` makes these from a model's linear layers; it can also be built by hand.
+
+    Args:
+        in_features: size of each input, a multiple of ``m``.
+        out_features: size of each output.
+        bias: whether there is an additive bias.
+        n: weights kept per group.
+        m: weights per group, consecutive along ``in_features``.
+        method: ``"sr-ste"``, ``"ste"``, ``"fixed"`` or a :class:`~hf_nm.method.Method`.
+        decay: SR-STE's decay, in gradient units.
+
+    Attributes:
+        weight: ``S``, ``[out_features, in_features]``, exactly zero where pruned.
+        bias: ``[out_features]`` or None.
+
+    Raises:
+        ValueError: ``m`` does not divide ``in_features``, or the pattern or method is not valid.
+    """
+
+    _dense_class = nn.Linear
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        n: int = 2,
+        m: int = 4,
+        method: str | Method = "sr-ste",
+        decay: float = 2e-4,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        pattern = NMPattern(n, m)
+        check_maskable(self.weight, pattern)
+        state = NMState("weight", pattern, -1, Method.parse(method), decay)
+        self._nm = {"weight": state}
+        state.take(self.weight)
+        state.watch(self.weight)
+
+    @property
+    def pattern(self) -> NMPattern:
+        """The weight's N:M pattern."""
+        return self._nm["weight"].pattern
+
+    @property
+    def mask(self) -> Tensor | None:
+        """``E``: bool, ``[out_features, in_features]``, True where kept; None on the meta device."""
+        return self._nm["weight"].mask
+
+    def dense_weight(self) -> Tensor:
+        """``W = S + R``, a new tensor ``[out_features, in_features]``: what the optimizer trains."""
+        return self._nm["weight"].dense(self.weight)
+
+    def extra_repr(self) -> str:
+        state = self.__dict__.get("_nm", {}).get("weight")
+        nm = f", {state.pattern} {state.method.name}" if state is not None else ""
+        return super().extra_repr() + nm
+
+
+def make_sparse(module: nn.Module, states: dict[str, NMState]) -> None:
+    """Turn ``module`` into its sparse form in place: same object, same parameters, same hooks."""
+    if not isinstance(module, NMLayer):
+        module.__class__ = _sparse_class(type(module))
+        module._nm = {}
+    assert isinstance(module, NMLayer)
+    module._nm.update(states)
+
+
+def make_dense(module: NMLayer) -> None:
+    """Undo :func:`make_sparse`: the parameter stays the sparse weight, what waited is dropped."""
+    for state in module._nm.values():
+        state.unwatch()
+    del module._nm
+    module.__class__ = module._dense_class  # type: ignore[assignment]
+
+
+@functools.cache
+def _sparse_class(dense_class: type[nn.Module]) -> type[nn.Module]:
+    """The class of ``dense_class``'s sparse form; its forward is inherited."""
+    if dense_class is nn.Linear:
+        return NMLinear
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _empty_layer, (dense_class,), self.__getstate__()
+
+    body = {
+        "_dense_class": dense_class,
+        "__reduce_ex__": reduce,
+        "__module__": dense_class.__module__,
+        "__doc__": f"{dense_class.__name__} with N:M weights.",
+    }
+    return type(f"NM{dense_class.__name__}", (NMLinear, dense_class), body)
+
+
+def _empty_layer(dense_class: type[nn.Module]) -> nn.Module:
+    layer_class = _sparse_class(dense_class)
+    return layer_class.__new__(layer_class)

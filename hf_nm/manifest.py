@@ -1,0 +1,131 @@
+"""The manifest: what ``config.json`` says of a sparse checkpoint. It is data, and checked as such.
+
+::
+
+    "nm_sparsity": {"version": 1, "n": 2, "m": 4, "method": "sr-ste", "decay": 0.0002,
+                    "modules": {"model.encoder.layers.0.fc1.weight": "2:4", ...}, "hf_nm": "0.1.0"}
+
+``modules`` names parameters, as in the model's ``state_dict()``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hf_nm.method import check_decay
+from hf_nm.pattern import NMPattern
+from hf_nm.version import __version__
+
+KEY = "nm_sparsity"
+VERSION = 1
+_FIELDS = {"version", "n", "m", "method", "decay", "modules", "hf_nm"}
+_NAME = re.compile(r"[A-Za-z0-9_\-.]{1,512}")
+_METHOD = re.compile(r"[A-Za-z0-9_\-.]{1,64}")
+_MOST_MODULES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint claims.
+
+    Args:
+        pattern: the model's default pattern.
+        method: name of the method that trained it.
+        decay: SR-STE's decay, in gradient units.
+        modules: parameter name to pattern, for every N:M weight.
+        hf_nm: version of this package that wrote it.
+    """
+
+    pattern: NMPattern
+    method: str
+    decay: float
+    modules: dict[str, NMPattern]
+    hf_nm: str = __version__
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "version": VERSION,
+            "n": self.pattern.n,
+            "m": self.pattern.m,
+            "method": self.method,
+            "decay": self.decay,
+            "modules": {name: str(pattern) for name, pattern in self.modules.items()},
+            "hf_nm": self.hf_nm,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Manifest:
+        """Read the JSON form, accepting only what :meth:`to_dict` can write.
+
+        Raises:
+            ValueError: a field is missing, unknown or of the wrong type, or the version is unknown.
+        """
+        if not isinstance(data, dict):
+            raise ValueError(f"{KEY} must be an object, but is {_show(data)}")
+        if data.get("version") != VERSION or isinstance(data.get("version"), bool):
+            raise ValueError(
+                f"{KEY} has version {_show(data.get('version'))}, but this hf_nm {__version__} reads "
+                f"version {VERSION}; install the hf_nm that wrote the checkpoint ("
+                f"{_show(data.get('hf_nm'))})"
+            )
+        if set(data) != _FIELDS:
+            missing = sorted(_FIELDS - set(data))
+            unknown = sorted(_show(key) for key in set(data) - _FIELDS)
+            raise ValueError(f"{KEY}: missing fields {missing}, unknown fields {unknown}")
+        try:
+            pattern = NMPattern(data["n"], data["m"])
+            decay = check_decay(data["decay"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{KEY}: {error}") from error
+        for field, allowed in (("method", _METHOD), ("hf_nm", _METHOD)):
+            if not isinstance(data[field], str) or not allowed.fullmatch(data[field]):
+                raise ValueError(f"{KEY}.{field} is not a plain name: {_show(data[field])}")
+        modules = data["modules"]
+        if not isinstance(modules, dict) or not 0 < len(modules) <= _MOST_MODULES:
+            raise ValueError(f"{KEY}.modules must be an object with at least one weight in it")
+        parsed = {}
+        for name, text in modules.items():
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise ValueError(f"{KEY}.modules: not a parameter's name: {_show(name)}")
+            try:
+                parsed[name] = NMPattern.parse(text)
+            except ValueError as error:
+                raise ValueError(f"{KEY}.modules[{name!r}]: {error}") from error
+        return cls(pattern, data["method"], decay, parsed, data["hf_nm"])
+
+
+def match_names(claimed: Iterable[str], available: Iterable[str]) -> dict[str, str]:
+    """Find the manifest's names among a model's or a file's.
+
+    A base model and the same model under a head differ by the first component (``bert.``), so a name
+    may gain or lose one.
+
+    Args:
+        claimed: names in the manifest.
+        available: names in the model or file.
+
+    Returns:
+        Claimed name to available name, for those found.
+    """
+    exact = set(available)
+    shorter = {name.partition(".")[2]: name for name in exact}
+    found = {}
+    for name in claimed:
+        stripped = name.partition(".")[2]
+        if name in exact:
+            found[name] = name
+        elif name in shorter:
+            found[name] = shorter[name]
+        elif stripped in exact:
+            found[name] = stripped
+    return found
+
+
+def _show(value: Any) -> str:
+    """A value from a file, short enough for an error message."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

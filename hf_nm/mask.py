@@ -1,0 +1,226 @@
+"""Which weights are kept, and how a dense weight splits into its two parts: pure tensor functions.
+
+Magnitudes are compared as integers: with the sign bit cleared, the bits of an IEEE float order as
+its absolute value does, and a NaN comes out above infinity. So a NaN counts as the largest entry of
+its group and the number kept never depends on the values. Splitting and merging work on the bits
+too: selecting by multiplication would turn a pruned infinity into NaN.
+
+Shapes: ``weight``, ``pruned`` and ``mask`` share one shape; groups of ``m`` run along ``dim``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hf_nm.pattern import NMPattern
+
+_INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+# Entries handled at a time: intermediate results stay in a CPU core's L2 cache, and the patterns
+# below stay small on a GPU. Measured on 2 CPU cores, 16.7M fp32 weights, 2:4: 26 ms, against 79 ms
+# with chunks of 2**14 and 335 ms for a sort.
+_CHUNK_CPU = 1 << 18
+_CHUNK_OTHER = 1 << 22
+
+# Above this group size counting wins over every distance costs more than a sort (crossover on CPU).
+_LARGEST_COUNTED_GROUP = 48
+
+
+def nm_mask(weight: Tensor, n: int, m: int, dim: int = -1) -> Tensor:
+    """The N:M mask of a weight: True for the ``n`` largest ``abs(weight)`` of each group.
+
+    Groups are ``m`` consecutive entries along ``dim``, the dimension a dot product sums over (the
+    last one for ``nn.Linear``), and never cross rows. Exactly ``n`` are kept in each group; among
+    equal magnitudes the lowest index is kept; a NaN counts as the largest.
+    (Zhou et al. 2021, section 3.1.)
+
+    Args:
+        weight: any shape with ``weight.shape[dim]`` a multiple of ``m``; a floating dtype.
+        n: entries kept per group, ``1 <= n < m``.
+        m: entries per group.
+        dim: the input dimension.
+
+    Returns:
+        Bool tensor of ``weight``'s shape, contiguous, on its device. ``weight`` is not changed.
+
+    Raises:
+        TypeError: ``weight`` is not a floating-point tensor, or ``n``, ``m`` not integers.
+        ValueError: not ``1 <= n < m``, or ``m`` does not divide ``weight.shape[dim]``.
+        IndexError: ``weight`` has no dimension ``dim``.
+    """
+    pattern = NMPattern(n, m)
+    check_maskable(weight, pattern, dim)
+    with torch.no_grad():
+        rows = _last(weight.detach(), dim)
+        mask = torch.empty(rows.shape, dtype=torch.bool, device=weight.device)
+        if weight.device.type != "meta":
+            for bits, out in _chunks(pattern.m, _bits(rows), mask):
+                out.copy_(_keep(bits, pattern))
+        return mask.movedim(-1, dim).contiguous()
+
+
+def check_maskable(weight: Tensor, pattern: NMPattern, dim: int = -1) -> None:
+    """Raise unless ``weight`` is a floating-point tensor made of whole groups along ``dim``."""
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = str(weight.dtype) if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(
+            f"an N:M mask needs a floating-point tensor, but got {kind}; "
+            "dequantize or cast the weight first"
+        )
+    if not -weight.ndim <= dim < weight.ndim:
+        raise IndexError(
+            f"dim={dim} is not a dimension of a weight of shape {tuple(weight.shape)}; "
+            "pass the dimension that the layer's dot product sums over"
+        )
+    size = weight.shape[dim]
+    if not pattern.divides(size):
+        raise ValueError(
+            f"{pattern} needs an input dimension that {pattern.m} divides, but dimension {dim} of "
+            f"shape {tuple(weight.shape)} has {size} entries; leave this weight dense or choose "
+            f"another m"
+        )
+
+
+@torch.no_grad()
+def split_(
+    weight: Tensor,
+    pruned: Tensor | None,
+    mask: Tensor,
+    pattern: NMPattern,
+    dim: int = -1,
+    *,
+    update_mask: bool,
+) -> Tensor:
+    """Split a dense weight in place: ``weight`` becomes ``S = E*W``, ``pruned`` ``R = (1-E)*W``.
+
+    Args:
+        weight: ``W``; holds ``S`` afterwards.
+        pruned: receives ``R``, same shape and dtype; None drops it.
+        mask: ``E``, bool; read, or with ``update_mask`` written from ``W``.
+        pattern: the N:M pattern of the mask.
+        dim: the input dimension.
+        update_mask: whether the mask is computed again from ``W`` first.
+
+    Returns:
+        int64 scalar tensor on the weight's device: how many mask entries changed.
+    """
+    last = dim % weight.ndim == weight.ndim - 1
+    if not (last and all(t is None or t.is_contiguous() for t in (weight, pruned, mask))):
+        parts = [weight, mask] if pruned is None else [weight, mask, pruned]
+        copies = [_last(part, dim) for part in parts]
+        copied_pruned = None if pruned is None else copies[2]
+        flips = split_(copies[0], copied_pruned, copies[1], pattern, update_mask=update_mask)
+        for part, copy in zip(parts, copies, strict=True):
+            part.copy_(copy.movedim(-1, dim))
+        return flips
+
+    flips = torch.zeros((), dtype=torch.int64, device=weight.device)
+    tensors = [_bits(weight), mask] if pruned is None else [_bits(weight), mask, _bits(pruned)]
+    for dense, kept, *rest in _chunks(pattern.m, *tensors):
+        if update_mask:
+            new = _keep(dense, pattern)
+            flips += torch.count_nonzero(torch.ne(new, kept))
+            kept.copy_(new)
+        sparse = kept.to(dense.dtype).neg_()  # all bits set where kept
+        sparse.bitwise_and_(dense)
+        for remainder in rest:
+            torch.bitwise_xor(dense, sparse, out=remainder)
+        dense.copy_(sparse)
+    return flips
+
+
+@torch.no_grad()
+def merge_(weight: Tensor, pruned: Tensor) -> None:
+    """Undo :func:`split_`: ``weight`` becomes ``W = S + R``, bit for bit (the supports are disjoint).
+
+    Args:
+        weight: ``S``; holds ``W`` afterwards.
+        pruned: ``R``, same shape and dtype; not changed.
+    """
+    _bits(weight).bitwise_xor_(_bits(pruned))
+
+
+@torch.no_grad()
+def zero_pruned_(tensor: Tensor, mask: Tensor) -> None:
+    """Set ``tensor`` to zero in place wherever ``mask`` is False, whatever stood there (NaN too)."""
+    bits = _bits(tensor)
+    bits.bitwise_and_(mask.to(bits.dtype).neg_())
+
+
+@torch.no_grad()
+def breaks_mask(weight: Tensor, mask: Tensor) -> bool:
+    """Whether any pruned entry of ``weight`` is not zero (NaN is not zero). Waits for the device."""
+    return bool(torch.any(weight.ne(0).logical_and_(~mask)))
+
+
+@torch.no_grad()
+def count_kept(weight: Tensor, pattern: NMPattern, dim: int = -1) -> Tensor:
+    """Non-zero entries per group: int64 of shape ``[..., groups]``, ``dim`` moved last."""
+    rows = _last(weight.detach(), dim)
+    return rows.ne(0).unflatten(-1, (-1, pattern.m)).sum(-1)
+
+
+@torch.no_grad()
+def fingerprint(weight: Tensor) -> int:
+    """Tells whether two tensors of one shape and dtype hold the same bits: the sum of those bits as
+    integers (not for adversaries). Waits for the device."""
+    return int(_bits(weight).sum(dtype=torch.int64))
+
+
+def _last(tensor: Tensor, dim: int) -> Tensor:
+    """``tensor`` with ``dim`` moved last, contiguous (a copy unless it already is)."""
+    return tensor.movedim(dim, -1).contiguous()
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The same memory read as signed integers of the same width."""
+    return tensor.detach().view(_INTEGER_OF_SIZE[tensor.element_size()])
+
+
+def _chunks(m: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Contiguous tensors flattened and cut into equal runs of whole groups."""
+    flat = [tensor.view(-1) for tensor in tensors]
+    size = _chunk_size(m, tensors[0].device)
+    for start in range(0, flat[0].numel(), size):
+        yield tuple(tensor[start : start + size] for tensor in flat)
+
+
+def _chunk_size(m: int, device: torch.device) -> int:
+    limit = _CHUNK_CPU if device.type == "cpu" else _CHUNK_OTHER
+    return max(m, limit // m * m)
+
+
+def _keep(bits: Tensor, pattern: NMPattern) -> Tensor:
+    """Flat bool mask for a flat run of whole groups, given as signed integers."""
+    n, m = pattern.n, pattern.m
+    magnitude = bits.bitwise_and(torch.iinfo(bits.dtype).max)
+    if m > _LARGEST_COUNTED_GROUP:
+        groups = magnitude.view(-1, m)
+        order = groups.sort(dim=-1, descending=True, stable=True).indices[:, :n]
+        kept = torch.zeros(groups.shape, dtype=torch.bool, device=bits.device)
+        return kept.scatter_(1, order, True).view(-1)
+    # An entry is kept if it beats at least m - n others of its group; an equal one beats those after
+    # it. Whole runs are compared at each distance, and pairs that straddle two groups are discarded:
+    # m - 1 sweeps over contiguous memory instead of strided access within small groups.
+    start, within = _comparison_patterns(m, bits.device)
+    wins = start[: bits.numel()].clone()
+    for distance in range(1, m):
+        beats = torch.ge(magnitude[:-distance], magnitude[distance:])
+        beats.logical_and_(within[distance - 1][: beats.numel()])
+        wins[:-distance].add_(beats.view(torch.uint8))
+        wins[distance:].sub_(beats.view(torch.uint8))
+    return wins >= m - n
+
+
+@functools.lru_cache(maxsize=16)
+def _comparison_patterns(m: int, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    """Repeated over one chunk: the position in the group (uint8), and per distance whether the
+    entry that far ahead is still in the same group (bool)."""
+    with torch.inference_mode(False):
+        position = torch.arange(m, dtype=torch.uint8, device=device)
+        position = position.repeat(_chunk_size(m, device) // m)
+        return position, [position < m - distance for distance in range(1, m)]

@@ -1,0 +1,409 @@
+"""When masks move: around each step of an ordinary torch optimizer.
+
+::
+
+    before:  grad   += decay * R      the method's change to the gradient (R is already (1-E)*W)
+             weight += R              the dense weight, bit for bit
+    step:    the optimizer, unchanged
+    after:   E = mask(weight); R = weight where pruned; weight = weight where kept
+
+(Zhou et al. 2021, equation 9, with the decay added once per optimizer step.)
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_nm import resume
+from hf_nm.divergence import MaskHistory, rate
+from hf_nm.ranks import align_ranks
+from hf_nm.state import BrokenPatternError
+from hf_nm.weights import SparseWeight, sparse_weights
+from hf_nm.wrapping import checked_model, inner_optimizer
+
+
+def attach(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    *,
+    mask_interval: int = 1,
+    freeze_masks_at: int | None = None,
+) -> Attachment:
+    """Make ``optimizer`` train the N:M weights of ``model`` that it holds.
+
+    Call it once, before loading the optimizer's checkpoint, and train as usual. Steps are effective
+    optimizer steps: accumulation and steps skipped for an fp16 overflow do not count. The optimizer's
+    ``state_dict()`` then also carries masks, pruned parts and counters, so a resumed run continues
+    exactly. Calling it again with the same optimizer, model and options returns the same handle.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``, or accelerate's wrapper of one. Weights are looked
+            up in its ``param_groups`` at each step, so groups may be added later.
+        model: a sparsified model, also wrapped in DDP or compiled. Under DDP masks and pruned parts
+            are taken from rank 0 before the first step.
+        mask_interval: masks are computed again at every so many steps, held in between.
+        freeze_masks_at: the last step at which masks are computed; None never freezes them.
+
+    Returns:
+        A handle: ``.sad()``, ``.flip_rate()``, ``.step``, ``.remove()``.
+
+    Raises:
+        ValueError: nothing in ``model`` is N:M, the optimizer holds none of it, it is attached with
+            other options or to another model, a weight is on the meta device or breaks its pattern,
+            or an option is out of range.
+        TypeError: ``optimizer`` is not a torch optimizer, or of a kind that keeps its own copy of the
+            weights or updates them outside ``step`` (DeepSpeed, LOMO, layer-wise GaLore).
+    """
+    _check_at_least_one(mask_interval, "mask_interval")
+    if freeze_masks_at is not None:
+        _check_at_least_one(freeze_masks_at, "freeze_masks_at")
+    outer, optimizer = optimizer, inner_optimizer(optimizer)
+    model = checked_model(model)
+
+    options = {"mask_interval": mask_interval, "freeze_masks_at": freeze_masks_at}
+    existing: Attachment | None = getattr(optimizer, "_nm_attachment", None)
+    if existing is not None:
+        if existing.model is not model:
+            raise ValueError(
+                "this optimizer is attached to another model; call .remove() on its handle first, "
+                "or put both models into one nn.ModuleDict and attach that"
+            )
+        if existing.options != options:
+            raise ValueError(
+                f"this optimizer is attached with {existing.options}, not {options}; call .remove() "
+                "on its handle first"
+            )
+        existing._guard(outer)
+        return existing
+    return Attachment(optimizer, outer, model, mask_interval, freeze_masks_at)
+
+
+class Attachment:
+    """The handle that :func:`attach` returns.
+
+    Attributes:
+        optimizer: the torch optimizer.
+        model: the model, without wrappers.
+        step: effective optimizer steps so far.
+        step_at_mark: ``step`` at the last :meth:`mark`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        outer: torch.optim.Optimizer,
+        model: nn.Module,
+        mask_interval: int,
+        freeze_masks_at: int | None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.model = model
+        self.mask_interval = mask_interval
+        self.freeze_masks_at = freeze_masks_at
+        self.step = 0
+        self.step_at_mark = 0
+        self._stepping: list[SparseWeight] = []
+        self._open: list[SparseWeight] = []
+        self._before_closure: list[Tensor] = []
+        self._skipping = False
+        self._aligned = False
+        self._loading: dict[str, Any] | None = None
+        self._history: dict[str, MaskHistory] = {}
+
+        everything = sparse_weights(model)
+        if not everything:
+            raise ValueError(
+                "attach needs a model with N:M weights, but this one has none; call "
+                "hf_nm.sparsify(model) (or hf_nm.restore(model) on a loaded sparse checkpoint) first"
+            )
+        weights = self.weights()
+        if not weights:
+            raise ValueError(
+                f"the optimizer holds none of the model's {len(everything)} N:M weights (first: "
+                f"{everything[0].name}); build it from model.parameters() of this very model"
+            )
+        if resume.was_lost(optimizer.param_groups):
+            raise ValueError(
+                "the optimizer's checkpoint was loaded before attach, so the masks and pruned parts "
+                "in it were lost; call hf_nm.attach(optimizer, model) first, then "
+                "optimizer.load_state_dict(...) (in another Trainer: NMCallback(...).install(trainer))"
+            )
+        for w in weights:
+            self._check_writable(w)
+            self.history(w)
+        self._hold_until_next(weights)
+
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_post_hook(self._save),
+            optimizer.register_load_state_dict_pre_hook(self._take_from_checkpoint),
+            optimizer.register_load_state_dict_post_hook(self._load_taken),
+        ]
+        self._guarded: list[torch.optim.Optimizer] = []
+        self._guard(optimizer)
+        self._guard(outer)
+        optimizer._nm_attachment = self  # type: ignore[attr-defined]
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """The options that :func:`attach` was given."""
+        return {"mask_interval": self.mask_interval, "freeze_masks_at": self.freeze_masks_at}
+
+    def weights(self) -> list[SparseWeight]:
+        """The N:M weights in the optimizer's ``param_groups`` now."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return [w for w in sparse_weights(self.model) if id(w.weight) in held]
+
+    def sad(self, since: str = "start") -> int:
+        """SAD between the masks at ``since`` and now, over the optimizer's N:M weights.
+
+        Args:
+            since: ``"start"`` (when attached) or ``"mark"`` (the last :meth:`mark`).
+
+        Returns:
+            Count of mask entries that differ; a swap counts two.
+        """
+        return sum(self.sad_per_layer(since).values())
+
+    def sad_per_layer(self, since: str = "start") -> dict[str, int]:
+        """:meth:`sad` of each weight by its name."""
+        _check_since(since)
+        return {
+            w.name: self.history(w).sad(w.mask, since) for w in self.weights() if w.mask is not None
+        }
+
+    def flips_per_layer(self, since: str = "start") -> dict[str, int]:
+        """Mask entries that changed, summed step by step since ``since``, by weight."""
+        _check_since(since)
+        return {w.name: self.history(w).flipped(since) for w in self.weights()}
+
+    def flip_rate(self, since: str = "start") -> float:
+        """Flips summed step by step / (N:M weights x steps) since ``since``: a fraction in [0, 1]."""
+        steps = self.step - (0 if since == "start" else self.step_at_mark)
+        flips = sum(self.flips_per_layer(since).values())
+        return rate(flips, (w.weight.numel() for w in self.weights()), steps)
+
+    def mark(self) -> None:
+        """Measure ``since="mark"`` from the present masks on (the Trainers do it at each log)."""
+        self.step_at_mark = self.step
+        for w in self.weights():
+            if w.mask is not None:
+                self.history(w).set_mark(w.mask)
+
+    def remove(self) -> None:
+        """Detach: the weights keep their pattern, further steps of the optimizer are not projected
+        (the next backward would say so)."""
+        for hook in self._hooks:
+            hook.remove()
+        for w in self.weights():
+            w.state.attached = False
+        if getattr(self.optimizer, "_nm_attachment", None) is self:
+            del self.optimizer._nm_attachment  # type: ignore[attr-defined]
+        for guarded in self._guarded:
+            step = guarded.__dict__.get("step")
+            if getattr(step, "_nm_guard", None) is self:
+                guarded.__dict__["step"] = step.__wrapped__  # type: ignore[union-attr]
+        self._guarded.clear()
+
+    # -- around a step -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._project(count=False)  # nothing, unless a step ended in a way that left no trace
+        self._skipping = _overflowed(optimizer)
+        if self._skipping:
+            return None
+        weights = self.weights()
+        if not weights:
+            raise ValueError(
+                "the optimizer holds no N:M weight any more (finalized, or its param_groups were "
+                "replaced); call .remove() on the handle to train on without hf_nm"
+            )
+        for w in weights:
+            self._check_writable(w)
+            self.history(w)
+            w.state.stepped()
+        if not self._aligned:
+            self._aligned = True
+            if align_ranks(weights) and self.step == 0:
+                self._history.clear()  # SAD starts at rank 0's masks
+
+        self._stepping = weights
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            scale = getattr(optimizer, "grad_scale", None)
+            self._open = [w for w in weights if w.weight.grad is not None]
+            self._adjust_gradients(1.0 if scale is None else scale)
+            self._merge()
+            return None
+        self._open = weights
+        self._before_closure = [w.mask.clone() for w in weights if w.mask is not None]
+        self._merge()
+        wrapped = self._at_sparse_weights(closure)
+        if len(args) > 1:
+            return (args[0], wrapped, *args[2:]), kwargs
+        return args, kwargs | {"closure": wrapped}
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._skipping:
+            self._skipping = False
+            return
+        self.step += 1
+        for w in self._stepping:
+            w.state.held = not self._moves_masks_at(self.step)
+        self._project(count=True)
+        self._hold_until_next(self._stepping)
+
+    def _adjust_gradients(self, scale: float | Tensor) -> None:
+        for w in self._open:
+            gradient, state = w.weight.grad, w.state
+            if gradient is not None:
+                assert state.mask is not None
+                strength = state.decay * scale
+                state.method.adjust_gradient(gradient, state.pruned, state.mask, strength)
+
+    def _merge(self) -> None:
+        for w in self._open:
+            w.state.merge(w.weight)
+
+    def _project(self, *, count: bool) -> None:
+        """Sparse weights again in everything that is open; safe to call at any time."""
+        before = self._before_closure
+        for index, w in enumerate(self._open):
+            flips = w.state.split(w.weight, update_mask=w.state.moves)
+            if before and w.mask is not None:  # a closure moved masks in between: count the net
+                flips = torch.count_nonzero(before[index] != w.mask)
+            if count and flips is not None:
+                self.history(w).add(flips)
+        self._open = []
+        self._before_closure = []
+
+    def _at_sparse_weights(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """``closure`` for optimizers that evaluate the loss inside ``step`` (LBFGS, SAM): it sees
+        the sparse weights, and its gradients get the method's change."""
+
+        @functools.wraps(closure)
+        def evaluate() -> Any:
+            with torch.no_grad():
+                for w in self._open:
+                    w.state.split(w.weight, update_mask=w.state.moves)
+            loss = closure()
+            with torch.no_grad():
+                self._adjust_gradients(1.0)
+                self._merge()
+            return loss
+
+        return evaluate
+
+    def _moves_masks_at(self, step: int) -> bool:
+        """Whether effective optimizer step ``step`` (from 1) computes masks."""
+        frozen = self.freeze_masks_at is not None and step > self.freeze_masks_at
+        return not frozen and step % self.mask_interval == 0
+
+    def _hold_until_next(self, weights: list[SparseWeight]) -> None:
+        """Tell the weights whether a projection between steps may move masks: only where every step
+        does."""
+        held = self.mask_interval > 1 or not self._moves_masks_at(self.step + 1)
+        for w in weights:
+            w.state.held = held
+
+    def _guard(self, owner: torch.optim.Optimizer) -> None:
+        """Project before an exception leaves ``owner.step``: torch calls no hook then."""
+        original = owner.step
+        if owner in self._guarded or getattr(original, "_nm_guard", None) is self:
+            return
+
+        @functools.wraps(original)
+        def step(_: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return original(*args, **kwargs)
+            except BaseException:
+                self._project(count=False)
+                raise
+
+        step._nm_guard = self  # type: ignore[attr-defined]
+        step.__wrapped__ = original  # type: ignore[attr-defined]
+        owner.step = types.MethodType(step, owner)  # type: ignore[method-assign]
+        self._guarded.append(owner)
+
+    def _check_writable(self, w: SparseWeight) -> None:
+        if w.weight.device.type == "meta":
+            raise ValueError(
+                f"{w.name} is on the meta device; load its values before attach or step "
+                "(model.to_empty(...), then model.load_state_dict(...))"
+            )
+        if w.mask is None:  # made sparse on the meta device, then filled in place
+            w.state.take(w.weight)
+        if w.state.is_dense:
+            raise RuntimeError(
+                f"{w.name} holds its dense weight: optimizer.step() was called inside `with "
+                "hf_nm.dense_weights(model):`; the gradient belongs to the sparse weight, so step "
+                "outside it"
+            )
+        if w.name not in self._history or w.state.restored is not None:
+            if w.state.breaks(w.weight):
+                raise BrokenPatternError(
+                    f"{w.name} holds values where its {w.pattern} mask says zero"
+                    + (
+                        "; the optimizer's checkpoint was loaded but not the model's: load both"
+                        if w.state.restored is not None
+                        else ": it was trained or written without hf_nm; enter and leave `with "
+                        "hf_nm.dense_weights(model):` to take the present values as dense weights"
+                    )
+                )
+            w.state.restored = None
+
+    def history(self, w: SparseWeight) -> MaskHistory:
+        if w.name not in self._history and w.mask is not None:
+            self._history[w.name] = MaskHistory(w.mask)
+            w.state.stepped()
+        return self._history[w.name]
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        resume.save_into(state_dict, self)
+
+    def _take_from_checkpoint(
+        self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
+    ) -> None:
+        self._loading = resume.take_from(state_dict, self)
+        if self._loading is None:
+            warnings.warn(
+                "this optimizer checkpoint was saved without hf_nm: masks stay as they are and "
+                "pruned parts are not restored",
+                stacklevel=4,
+            )
+
+    def _load_taken(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._loading is not None:
+            resume.load(self._loading, self)
+            self._hold_until_next(self.weights())
+        self._loading = None
+
+
+def _overflowed(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a GradScaler told a fused optimizer to skip this step."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf.item())
+
+
+def _check_at_least_one(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer >= 1 (optimizer steps), but got {value!r}")
+
+
+def _check_since(since: str) -> None:
+    if since not in ("start", "mark"):
+        raise ValueError(f"since must be 'start' or 'mark', but got {since!r}")

@@ -1,0 +1,174 @@
+"""What one N:M weight remembers beside its parameter, and how it passes from ``W`` to ``S`` and back."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_nm.mask import breaks_mask, merge_, nm_mask, split_
+from hf_nm.method import Method, check_decay
+from hf_nm.pattern import NMPattern
+
+
+class BrokenPatternError(ValueError):
+    """A weight that should be N:M holds values where its mask says zero."""
+
+
+class NMState:
+    """What one N:M weight remembers beside the parameter.
+
+    Attributes:
+        name: the parameter's name in the model, for messages.
+        pattern: the N:M pattern.
+        dim: the input dimension of the weight, negative.
+        method: how it is trained.
+        decay: strength of the SR-STE term, in gradient units.
+        mask: ``E``, bool, the weight's shape; None until the weight leaves the meta device.
+        pruned: ``R``, the weight's shape and dtype; None where the method keeps none.
+        is_dense: whether the parameter holds ``W`` just now (inside a step or ``dense_weights``).
+        held: whether masks stay as they are between updates (``mask_interval``, ``freeze_masks_at``).
+        attached: whether an optimizer's step is known to project this weight.
+        restored: after an optimizer's checkpoint gave ``mask`` and ``pruned``, the
+            :func:`~hf_nm.mask.fingerprint` of the sparse weight that belongs to them; else None.
+    """
+
+    def __init__(
+        self, name: str, pattern: NMPattern, dim: int, method: Method, decay: float
+    ) -> None:
+        self.name = name
+        self.pattern = pattern
+        self.dim = dim
+        self.method = method
+        self.decay = check_decay(decay)
+        self.mask: Tensor | None = None
+        self.pruned: Tensor | None = None
+        self.is_dense = False
+        self.held = False
+        self.attached = False
+        self.restored: int | None = None
+        self._backwards = 0
+        self._usual_backwards = 0
+        self._watched: weakref.ref[Tensor] | None = None
+        self._watch: Any = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether the next projection computes the mask from the dense weight."""
+        return self.method.moves_masks and not self.held
+
+    def take(self, weight: Tensor) -> None:
+        """Read ``weight`` as a dense one: new mask, pruned part and sparse weight.
+
+        A mask that does not move is kept where the weight already obeys it. On the meta device only
+        the pattern is recorded.
+        """
+        self.restored = None
+        self.is_dense = False
+        if weight.device.type == "meta":
+            self.mask = self.pruned = None
+            return
+        obeyed = (
+            not self.moves and self.mask is not None and not breaks_mask(weight.detach(), self.mask)
+        )
+        if not obeyed:
+            self.mask = nm_mask(weight, self.pattern.n, self.pattern.m, self.dim)
+        assert self.mask is not None
+        self.pruned = torch.zeros_like(weight.detach()) if self.method.moves_masks else None
+        split_(weight.detach(), self.pruned, self.mask, self.pattern, self.dim, update_mask=False)
+
+    def merge(self, weight: Tensor) -> None:
+        """Let the parameter hold ``W = S + R``; nothing if it does."""
+        if not self.is_dense:
+            if self.pruned is not None:
+                merge_(weight.detach(), self.pruned)
+            self.is_dense = True
+
+    def split(self, weight: Tensor, *, update_mask: bool) -> Tensor | None:
+        """Let the parameter hold ``S`` again; nothing (None) if it does.
+
+        Returns:
+            int64 scalar tensor: how many mask entries changed.
+        """
+        if not self.is_dense:
+            return None
+        assert self.mask is not None
+        flips = split_(
+            weight.detach(), self.pruned, self.mask, self.pattern, self.dim, update_mask=update_mask
+        )
+        self.is_dense = False
+        return flips
+
+    def dense(self, weight: Tensor) -> Tensor:
+        """``W = S + R`` as a new tensor of the weight's shape."""
+        dense = weight.detach().clone()
+        if not self.is_dense and self.pruned is not None:
+            merge_(dense, self.pruned)
+        return dense
+
+    def breaks(self, weight: Tensor) -> bool:
+        """Whether the parameter holds values that its mask does not allow."""
+        return (
+            not self.is_dense
+            and self.mask is not None
+            and weight.device.type != "meta"
+            and breaks_mask(weight.detach(), self.mask)
+        )
+
+    def watch(self, weight: Tensor) -> None:
+        """Notice, in the backward pass, that an optimizer wrote dense values.
+
+        Nothing else tells: fused optimizers and ``.data`` writes leave a parameter's version
+        counter alone. While no optimizer is attached every backward looks; afterwards only some
+        of those that come without a step for longer than usual, which costs an attached run
+        nothing and still finds an optimizer that took its place.
+        """
+        if self._watched is not None and self._watched() is weight:
+            return
+
+        def look(parameter: Tensor) -> None:
+            self._backwards += 1
+            count = self._backwards
+            overdue = count > max(1, self._usual_backwards) and count & (count - 1) == 0
+            if (overdue or not self.attached) and self.breaks(parameter):
+                raise BrokenPatternError(
+                    f"{self.name} ({self.pattern}) holds values where its mask says zero: an optimizer "
+                    "or other code wrote it without projecting. Call hf_nm.attach(optimizer, model) "
+                    "before training (NMTrainer does it by itself), and write dense weights inside "
+                    "`with hf_nm.dense_weights(model):`"
+                )
+
+        frozen = not weight.requires_grad
+        if frozen:  # the hook needs a leaf that requires grad, and stays when it is frozen again
+            weight.requires_grad_(True)
+        self._watch = weight.register_post_accumulate_grad_hook(look)
+        if frozen:
+            weight.requires_grad_(False)
+        self._watched = weakref.ref(weight)
+
+    def unwatch(self) -> None:
+        """Stop watching the parameter."""
+        if self._watch is not None:
+            self._watch.remove()
+        self._watch = self._watched = None
+
+    def stepped(self) -> None:
+        """An attached optimizer reached this weight."""
+        self.attached = True
+        self._usual_backwards = max(self._usual_backwards, self._backwards)
+        self._backwards = 0
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Move or cast what waits beside the weight, as ``nn.Module._apply`` does the weight."""
+        if self.mask is not None:
+            self.mask = fn(self.mask)
+        if self.pruned is not None:
+            self.pruned = fn(self.pruned)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is attached to no optimizer, and hooks belong to the original's parameter.
+        fresh = {"attached": False, "_backwards": 0, "_watch": None, "_watched": None}
+        return self.__dict__ | fresh

@@ -1,0 +1,278 @@
+"""Making a model sparse, plain again, and sparse once more: in place, the same Parameter objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from hf_nm.layers import NMLayer, make_dense, make_sparse
+from hf_nm.manifest import KEY, Manifest, match_names
+from hf_nm.mask import check_maskable, count_kept
+from hf_nm.method import Method, check_decay
+from hf_nm.pattern import NMPattern
+from hf_nm.report import report
+from hf_nm.state import BrokenPatternError, NMState
+from hf_nm.targets import Selection, Target, find_targets, input_dims
+from hf_nm.weights import sparse_weights
+from hf_nm.wrapping import unwrap
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def sparsify(
+    model: ModelT,
+    n: int = 2,
+    m: int = 4,
+    *,
+    method: str | Method = "sr-ste",
+    decay: float = 2e-4,
+    targets: Selection = None,
+    exclude: Selection = None,
+    patterns: Mapping[str, str | NMPattern] | None = None,
+) -> ModelT:
+    """Make the linear layers inside a model's transformer blocks N:M sparse, in place.
+
+    Each weight ``W`` becomes ``S = E*W`` with its ``n`` largest magnitudes kept of every ``m``
+    consecutive entries along the input dimension. Train with :class:`hf_nm.NMTrainer`, or call
+    :func:`hf_nm.attach` on the optimizer of a plain loop. Embeddings, heads, poolers and whatever is
+    tied to an embedding stay dense; :func:`hf_nm.report` says for every weight what was done and why.
+
+    Args:
+        model: any transformers model or ``nn.Module``; on the meta device masks are computed when
+            weights arrive.
+        n: weights kept per group.
+        m: weights per group.
+        method: ``"sr-ste"`` (straight-through gradient plus ``decay * R``, the paper's), ``"ste"``
+            (the same with decay 0), ``"fixed"`` (the first magnitude mask is kept, as in ASP), or a
+            :class:`hf_nm.method.Method`.
+        decay: SR-STE's decay, in gradient units.
+        targets: instead of the rule: globs over module or parameter names (``"*.fc1"``), or a
+            predicate ``(name, module) -> bool``.
+        exclude: the same forms: what stays dense.
+        patterns: ``{glob: "1:4"}``, other patterns for some of the chosen weights.
+
+    Returns:
+        ``model``, the same object. ``model.config.nm_sparsity`` describes what was done.
+
+    Raises:
+        ValueError: the pattern, method or decay is not valid, a glob matches nothing, a targeted
+            weight cannot be N:M, nothing was found, or the model is already sparse, quantized,
+            compiled or wrapped (DDP, FSDP, DeepSpeed).
+        TypeError: ``n`` or ``m`` is not an integer, or ``model`` not a module.
+    """
+    pattern = NMPattern(n, m)
+    method = Method.parse(method)
+    decay = check_decay(decay)
+    _check_plain(model)
+    if _config_manifest(model) is not None:
+        raise ValueError(
+            f"model.config.{KEY} says that this is a sparse checkpoint with its layers dense; call "
+            f"hf_nm.restore(model) to train on from it, or delete model.config.{KEY} to start anew"
+        )
+    found, skipped = find_targets(
+        model, pattern, targets=targets, exclude=exclude, patterns=patterns
+    )
+    if not found:
+        shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+        rows = [f"{name} {shapes[name]}: {reason}" for name, reason in skipped.items()]
+        raise ValueError(
+            f"sparsify found no weight to make {pattern}; it looks for linear layers inside "
+            "transformer blocks. Name modules in targets=, for example targets='*.fc1'. Skipped:\n  "
+            + ("\n  ".join(rows[:20]) if rows else "(the model has no weight of two dimensions)")
+            + (f"\n  ... and {len(rows) - 20} more" if len(rows) > 20 else "")
+        )
+    _convert(model, found, method, decay)
+    model._nm_skipped = skipped  # type: ignore[assignment]
+    if (config := getattr(model, "config", None)) is not None:
+        modules = {target.name: target.pattern for target in found}
+        setattr(config, KEY, Manifest(pattern, method.name, decay, modules).to_dict())
+    return model
+
+
+def finalize(model: ModelT) -> ModelT:
+    """Give a trained model its plain layers back, in place; what is published.
+
+    Weights stay the sparse ones, pruned parts are dropped, ``config.nm_sparsity`` stays.
+
+    Returns:
+        ``model``, the same object.
+
+    Raises:
+        ValueError: the model has no N:M weight, is inside ``dense_weights``, or a weight breaks its
+            pattern.
+    """
+    weights = sparse_weights(model)
+    if not weights:
+        raise ValueError("finalize needs a sparsified model, but this one has no N:M weight")
+    for w in weights:
+        if w.state.is_dense or w.state.breaks(w.weight):
+            raise BrokenPatternError(
+                f"{w.name} does not hold its sparse {w.pattern} weight just now; leave "
+                "`with hf_nm.dense_weights(model):` before finalize"
+            )
+    inner = unwrap(model)
+    for module in list(inner.modules()):
+        if isinstance(module, NMLayer):
+            make_dense(module)
+    if hasattr(inner, "_nm_skipped"):
+        del inner._nm_skipped
+    return model
+
+
+def restore(
+    model: ModelT, *, method: str | Method | None = None, decay: float | None = None
+) -> ModelT:
+    """Make a loaded sparse checkpoint trainable again, in place, as ``config.nm_sparsity`` says.
+
+    Masks are the non-zero pattern of the weights, pruned parts start at zero.
+
+    Args:
+        model: loaded by plain ``from_pretrained``.
+        method: another method than the manifest's; needed where that was one of your own.
+        decay: another decay than the manifest's, in gradient units.
+
+    Returns:
+        ``model``, the same object.
+
+    Raises:
+        ValueError: there is no manifest or it is not valid, the model is already sparse, lacks a
+            weight that the manifest names, or a weight breaks its pattern (the first such group is
+            named).
+    """
+    _check_plain(model)
+    manifest = _config_manifest(model)
+    if manifest is None:
+        raise ValueError(
+            f"restore needs a model whose config has {KEY!r}, as hf_nm saves it; "
+            "for a dense model call hf_nm.sparsify(model)"
+        )
+    uses = {
+        (f"{prefix}.{local}" if prefix else local): (module, local)
+        for prefix, module in model.named_modules()
+        for local, _ in module.named_parameters(recurse=False)
+    }
+    names = match_names(manifest.modules, uses)
+    if len(names) < len(manifest.modules):
+        missing = [name for name in manifest.modules if name not in names]
+        raise ValueError(
+            f"config.{KEY} names {len(missing)} weights that this {type(model).__name__} does not "
+            f"have (first: {missing[0]}); load the checkpoint with the class that saved it"
+        )
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module, local in uses.values():
+        holders.setdefault(id(getattr(module, local)), []).append((module, local))
+    found = []
+    for claimed, pattern in manifest.modules.items():
+        name = names[claimed]
+        module, local = uses[name]
+        weight = getattr(module, local)
+        dim = input_dims(module).get(local)
+        if dim is None:
+            raise ValueError(
+                f"config.{KEY} names {claimed}, a parameter of {type(module).__name__}, which "
+                "cannot be N:M"
+            )
+        try:
+            check_maskable(weight, pattern, dim)
+            check_pattern(name, weight, pattern, dim)
+        except BrokenPatternError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
+        owners = tuple(holders[id(weight)])
+        found.append(Target(name, tuple(weight.shape), dim, pattern, owners))
+    _convert(
+        model,
+        found,
+        Method.parse(manifest.method if method is None else method),
+        manifest.decay if decay is None else check_decay(decay),
+    )
+    kept_dense = {row.name: f"dense in config.{KEY}" for row in report(model).skipped}
+    model._nm_skipped = kept_dense  # type: ignore[assignment]
+    return model
+
+
+def check_pattern(name: str, weight: torch.Tensor, pattern: NMPattern, dim: int) -> int:
+    """Raise :class:`BrokenPatternError` if a group of ``weight`` holds more than n non-zeros.
+
+    Args:
+        name: for the message.
+        weight: any shape, groups along ``dim``.
+        pattern: what it should follow.
+        dim: its input dimension.
+
+    Returns:
+        How many entries are not zero (0 on the meta device).
+    """
+    if weight.device.type == "meta":
+        return 0
+    counts = count_kept(weight, pattern, dim)
+    worst = int(counts.max())
+    if worst > pattern.n:
+        where = torch.nonzero(counts > pattern.n)[0].tolist()
+        total = int((counts > pattern.n).sum())
+        raise BrokenPatternError(
+            f"{name} is not {pattern}: group {where[-1]} of row {where[:-1]} holds "
+            f"{int(counts[tuple(where)])} non-zero entries where {pattern.n} of {pattern.m} are "
+            f"allowed ({total:,} of {counts.numel():,} groups break the pattern); it was changed "
+            "after its last projection: save from inside training with hf_nm attached, or sparsify "
+            "again"
+        )
+    return int(counts.sum())
+
+
+def _convert(model: nn.Module, found: list[Target], method: Method, decay: float) -> None:
+    for target in found:
+        module, local = target.owners[0]
+        weight = getattr(module, local)
+        state = NMState(target.name, target.pattern, target.dim, method, decay)
+        state.take(weight)
+        state.watch(weight)
+        for owner, name in target.owners:
+            make_sparse(owner, {name: state})
+
+
+def _config_manifest(model: nn.Module) -> Manifest | None:
+    data: Any = getattr(getattr(model, "config", None), KEY, None)
+    return None if data is None else Manifest.from_dict(data)
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Refuse what cannot be made sparse in place, and say what to do instead."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"hf_nm works on a torch.nn.Module, but got {type(model).__name__}; load the model "
+            "first, for example AutoModelForSeq2SeqLM.from_pretrained(...)"
+        )
+    sparse = sparse_weights(model)
+    if sparse:
+        raise ValueError(
+            f"the model is already sparse ({len(sparse)} weights, first {sparse[0].name} "
+            f"{sparse[0].pattern}); use patterns= to mix patterns in one call, or "
+            "hf_nm.finalize(model) first"
+        )
+    kinds = {base.__name__: base.__module__ for base in type(model).__mro__}
+    wrapped = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
+    wrapper = next((kind for kind in kinds if kind in wrapped), None)
+    if wrapper is None and any(where.startswith("deepspeed") for where in kinds.values()):
+        wrapper = "DeepSpeed"
+    if wrapper is not None:
+        raise ValueError(
+            f"the model is already wrapped by {wrapper}; make the plain model sparse first, then "
+            "wrap it"
+        )
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise ValueError(
+            "the model is already compiled; make it sparse first, then call torch.compile"
+        )
+    quantizer = getattr(model, "hf_quantizer", None)
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if quantizer is not None or config is not None or getattr(model, "is_quantized", False):
+        kind = type(config if config is not None else quantizer).__name__
+        raise ValueError(
+            f"the model is quantized ({kind}); N:M training needs floating-point weights: load it "
+            "without a quantization_config"
+        )

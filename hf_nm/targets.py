@@ -1,0 +1,244 @@
+"""Which weights of a model become N:M: one rule, and how a caller narrows or widens it.
+
+Every matrix of the model ends in one of two lists, chosen or skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from hf_nm.pattern import NMPattern
+
+Predicate = Callable[[str, nn.Module], bool]
+Selection = str | Iterable[str] | Predicate | None
+
+OUTSIDE_BLOCKS = "outside the transformer blocks"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A weight that becomes N:M, with every module that holds it.
+
+    Args:
+        name: the parameter's first name in the model.
+        shape: the weight's shape.
+        dim: its input dimension, negative.
+        pattern: the pattern it gets.
+        owners: ``(module, local parameter name)``, more than one where modules share the weight.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int
+    pattern: NMPattern
+    owners: tuple[tuple[nn.Module, str], ...]
+
+
+@dataclass
+class _Use:
+    """One parameter under one name."""
+
+    name: str
+    module_name: str
+    module: nn.Module
+    local_name: str
+    parameter: nn.Parameter
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.module_name, self.name
+
+
+def input_dims(module: nn.Module) -> dict[str, int]:
+    """The parameters of ``module`` that can be N:M, each with its input dimension.
+
+    This is where another kind of weight is added.
+    """
+    return {"weight": -1} if isinstance(module, nn.Linear) else {}
+
+
+def transformer_blocks(model: nn.Module) -> list[str]:
+    """Names of the repeated blocks, outermost first.
+
+    transformers 5 derives every model's layers from ``GradientCheckpointingLayer``. A model without
+    one (older remote code, plain torch) is judged by shape: the elements of ``nn.ModuleList`` that
+    contain a linear layer.
+    """
+    marked = [
+        name
+        for name, module in model.named_modules()
+        if any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__)
+    ]
+    if marked:
+        return marked
+    return [
+        f"{name}.{index}" if name else index
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        for index, element in module.named_children()
+        if any(isinstance(inner, nn.Linear) for inner in element.modules())
+        and not isinstance(element, nn.Linear)
+    ]
+
+
+def find_targets(
+    model: nn.Module,
+    pattern: NMPattern,
+    *,
+    targets: Selection = None,
+    exclude: Selection = None,
+    patterns: Mapping[str, str | NMPattern] | None = None,
+) -> tuple[list[Target], dict[str, str]]:
+    """Decide for every matrix of ``model`` whether it becomes N:M.
+
+    Args:
+        model: any module, also on the meta device.
+        pattern: for weights that ``patterns`` does not name.
+        targets: globs over module or parameter names, or a predicate ``(name, module) -> bool`` over
+            module names: exactly these instead of the linear layers inside transformer blocks.
+        exclude: the same forms: these stay dense.
+        patterns: glob to pattern, for some of the chosen weights; the last glob that matches counts.
+
+    Returns:
+        The targets in the order of the model's parameters, and for every other parameter with two
+        dimensions or more the reason why it stays dense.
+
+    Raises:
+        ValueError: a glob matches nothing it could act on, or an explicitly targeted weight cannot
+            be N:M (its input size, its type, or it is shared with a module that is not targeted).
+    """
+    uses = list(_uses(model))
+    explicit = targets is not None
+    chosen = _matcher(targets, uses, "targets")
+    left_out = _matcher(exclude, uses, "exclude")
+    overrides = [
+        (NMPattern.parse(value), _matcher([glob], uses, "patterns"))
+        for glob, value in (patterns or {}).items()
+    ]
+    blocks = tuple(f"{name}." if name else "" for name in transformer_blocks(model))
+    embedded = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+
+    by_parameter: dict[int, list[_Use]] = {}
+    for use in uses:
+        by_parameter.setdefault(id(use.parameter), []).append(use)
+
+    found: list[Target] = []
+    skipped: dict[str, str] = {}
+    refused: list[str] = []
+    for shared in by_parameter.values():
+        first = shared[0]
+        shape = tuple(first.parameter.shape)
+        if len(shape) < 2:
+            continue
+        wanted = [
+            use
+            for use in shared
+            if (chosen(use) if explicit else use.name.startswith(blocks) if blocks else False)
+        ]
+        dims = {input_dims(use.module).get(use.local_name) for use in shared}
+        dim = next(iter(dims))
+        use_pattern = pattern
+        for override, matches in overrides:
+            if any(matches(use) for use in shared):
+                use_pattern = override
+
+        reason = None
+        if not wanted:
+            reason = "not in targets" if explicit else OUTSIDE_BLOCKS
+        elif any(left_out(use) for use in shared):
+            reason = "excluded"
+        elif id(first.parameter) in embedded:
+            reason = "tied to an embedding" if len(shared) > 1 else "an embedding"
+        elif len(wanted) < len(shared):
+            other = next(use for use in shared if use not in wanted)
+            reason = f"shared with {other.name}, which stays dense"
+        elif len(dims) > 1 or dim is None:
+            reason = f"a parameter of {type(first.module).__name__}, which is not supported"
+        elif not first.parameter.is_floating_point():
+            reason = f"dtype {first.parameter.dtype} is not floating point"
+        elif not use_pattern.divides(shape[dim]):
+            reason = f"input size {shape[dim]} is not a multiple of m={use_pattern.m}"
+
+        if reason is None:
+            assert dim is not None
+            owners = tuple((use.module, use.local_name) for use in shared)
+            found.append(Target(first.name, shape, dim, use_pattern, owners))
+            continue
+        skipped[first.name] = reason
+        named = [use for use in wanted if input_dims(use.module)]
+        if explicit and named and reason != "excluded":
+            refused.append(f"{named[0].name} {list(shape)}: {reason}")
+
+    if refused:
+        raise ValueError(
+            "these weights are in targets but cannot be N:M:\n  "
+            + "\n  ".join(refused)
+            + "\nname them in exclude=, or choose another m for them in patterns="
+        )
+    return found, skipped
+
+
+def _uses(model: nn.Module) -> Iterator[_Use]:
+    """Every parameter under every module that holds it, modules once."""
+    for module_name, module in model.named_modules():
+        for local_name, parameter in module.named_parameters(recurse=False):
+            name = f"{module_name}.{local_name}" if module_name else local_name
+            yield _Use(name, module_name, module, local_name, parameter)
+
+
+def _matcher(selection: Selection, uses: list[_Use], argument: str) -> Callable[[_Use], bool]:
+    """A test for one use; globs are checked against the model at once."""
+    if selection is None:
+        return lambda _: False
+    able = [use for use in uses if input_dims(use.module).get(use.local_name) is not None]
+    if callable(selection):
+        if not any(selection(use.module_name, use.module) for use in able):
+            raise ValueError(
+                f"the predicate in {argument}= chose none of the {len(able)} weights that can be "
+                "N:M; it is called with a module's name and the module"
+            )
+        predicate = selection
+        return lambda use: bool(predicate(use.module_name, use.module))
+    globs = [selection] if isinstance(selection, str) else list(selection)
+    if not globs:
+        raise ValueError(f"{argument}=[] names nothing; leave the argument out, or name modules")
+    for glob in globs:
+        if not isinstance(glob, str):
+            raise TypeError(
+                f"{argument}= takes globs such as '*.fc1', or one predicate (name, module) -> bool; "
+                f"got {glob!r}"
+            )
+        if not any(_matches(glob, use) for use in able):
+            raise ValueError(_nothing_matches(glob, argument, uses, able))
+    return lambda use: any(_matches(glob, use) for glob in globs)
+
+
+def _matches(glob: str, use: _Use) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for name in use.names)
+
+
+def _nothing_matches(glob: str, argument: str, uses: list[_Use], able: list[_Use]) -> str:
+    message = f"{glob!r} in {argument}= matches no weight that can be N:M"
+    others = [use for use in uses if _matches(glob, use)]
+    if others:
+        kinds = sorted({type(use.module).__name__ for use in others})
+        return f"{message}: it matches only {', '.join(kinds)} ({others[0].name})"
+    inside = [use for use in able if use.module_name.startswith(glob + ".")]
+    if inside:
+        return f"{message}, but there are {len(inside)} inside it: write {glob + '.*'!r}"
+    suffix = [use for use in able if use.module_name.endswith("." + glob)]
+    if suffix:
+        return f"{message}; globs match whole names: write {'*.' + glob!r}"
+    names = [use.module_name for use in able]
+    near = difflib.get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
+    return f"{message}; near names: {', '.join(near) if near else 'the model has no linear layer'}"

@@ -1,0 +1,111 @@
+"""The N:M weights of a model: listing them, and opening them for writes outside a step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hf_nm.layers import NMLayer
+from hf_nm.pattern import NMPattern
+from hf_nm.state import NMState
+from hf_nm.wrapping import unwrap
+
+
+@dataclass(frozen=True)
+class SparseWeight:
+    """One N:M weight of a model.
+
+    Args:
+        name: the parameter's name in the model.
+        layer: the module that holds it.
+        local_name: its name in that module.
+    """
+
+    name: str
+    layer: NMLayer
+    local_name: str
+
+    @property
+    def state(self) -> NMState:
+        """Mask, pruned part and how they are trained."""
+        return self.layer._nm[self.local_name]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """``S``, the parameter as it is now (it may be replaced: look it up each time)."""
+        return getattr(self.layer, self.local_name)
+
+    @property
+    def pattern(self) -> NMPattern:
+        """The weight's N:M pattern."""
+        return self.state.pattern
+
+    @property
+    def mask(self) -> Tensor | None:
+        """``E``: bool, the weight's shape, True where kept; None on the meta device."""
+        return self.state.mask
+
+    def dense_weight(self) -> Tensor:
+        """``W = S + R``: a new tensor of the weight's shape."""
+        return self.state.dense(self.weight)
+
+
+def sparse_weights(model: nn.Module) -> list[SparseWeight]:
+    """Every N:M weight of ``model``, Linear or not, each once, in the order of its modules.
+
+    Wrappers (DDP, ``torch.compile``) are looked through; names are the inner model's.
+    """
+    seen: set[int] = set()
+    found = []
+    for prefix, module in unwrap(model).named_modules():
+        for local_name, state in getattr(module, "_nm", {}).items():
+            if id(state) not in seen:
+                seen.add(id(state))
+                name = f"{prefix}.{local_name}" if prefix else local_name
+                found.append(SparseWeight(name, module, local_name))  # type: ignore[arg-type]
+    return found
+
+
+@contextmanager
+def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
+    """Let the parameters hold the dense weights ``W = S + R`` inside; project them on exit.
+
+    For every write outside an optimizer's step: averaging (EMA, SWA), perturbing (SAM), merging
+    adapters, initialising by hand. On exit masks are computed from what the parameters hold then,
+    unless they are held (``mask_interval``, ``freeze_masks_at``, ``method="fixed"``); also after an
+    exception. A weight that breaks its pattern on entry is taken as a dense one, with a warning.
+
+    Raises:
+        ValueError: ``model`` has no N:M weight.
+    """
+    weights = sparse_weights(model)
+    if not weights:
+        raise ValueError(
+            "dense_weights needs a model with N:M weights, but this one has none; "
+            "call hf_nm.sparsify(model) first"
+        )
+    opened = [w for w in weights if not w.state.is_dense and w.mask is not None]
+    overwritten = []
+    for w in opened:
+        if w.state.breaks(w.weight):
+            overwritten.append(w.name)
+            w.state.is_dense = True
+            if w.state.pruned is not None:
+                w.state.pruned.zero_()
+        else:
+            w.state.merge(w.weight)
+    if overwritten:
+        warnings.warn(
+            f"{len(overwritten)} N:M weights held values where their masks say zero "
+            f"(first: {overwritten[0]}); their present values are taken as the dense weights",
+            stacklevel=3,
+        )
+    try:
+        yield model
+    finally:
+        for w in opened:
+            w.state.split(w.weight, update_mask=w.state.moves)

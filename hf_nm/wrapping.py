@@ -1,0 +1,73 @@
+"""What wraps a model or an optimizer: looked through where the weights stay whole, else refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``, DataParallel and DDP wrappers."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def checked_model(model: nn.Module) -> nn.Module:
+    """The model inside its wrappers."""
+    for module in model.modules():
+        bases = type(module).__mro__
+        refuse_sharded_copies(
+            deepspeed=any(base.__module__.startswith("deepspeed") for base in bases),
+            fsdp1=any(base.__name__ == "FullyShardedDataParallel" for base in bases),
+        )
+    return unwrap(model)
+
+
+def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside accelerate's wrapper."""
+    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = optimizer.optimizer
+    for base in type(optimizer).__mro__:
+        refuse_sharded_copies(
+            deepspeed="deepspeed" in base.__module__ + base.__name__.lower(), fsdp1=False
+        )
+        if base.__name__ in ("Lomo", "AdaLomo"):
+            raise TypeError(
+                f"{base.__name__} updates weights during the backward pass, so there is no step to "
+                "attach to; use AdamW, Adafactor or another torch optimizer"
+            )
+        if base.__name__ in ("LayerWiseDummyOptimizer",):
+            raise TypeError(
+                "layer-wise optimizers (galore_adamw_layerwise and its kin) step once per parameter "
+                "during the backward pass; use the same optimizer without layer-wise updates "
+                "(optim='galore_adamw')"
+            )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"attach needs a torch.optim.Optimizer, but got {type(optimizer).__name__}; pass the "
+            "optimizer whose step() updates the model"
+        )
+    return optimizer
+
+
+def refuse_sharded_copies(*, deepspeed: bool, fsdp1: bool) -> None:
+    """Raise for ways of training that keep their own flat copies of the weights."""
+    if deepspeed:
+        raise TypeError(
+            "DeepSpeed keeps its own flat copies of the weights, which cannot be N:M; use DDP, or "
+            "FSDP2 (fsdp_version: 2 in accelerate's config) where memory is short"
+        )
+    if fsdp1:
+        raise TypeError(
+            "FSDP1 (FullyShardedDataParallel) keeps flat copies of the weights, which cannot be N:M; "
+            "use FSDP2 (torch.distributed.fsdp.fully_shard, or fsdp_version: 2 in accelerate's "
+            "config)"
+        )
