@@ -7,7 +7,6 @@ with every forward. ``forward`` is inherited unchanged.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +60,10 @@ class NMLayer(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for name, weight_state in self._nm.items():
-            weight_state.watch(getattr(self, name))
+            weight = getattr(self, name)
+            # A copy made inside dense_weights() or a step: nobody would project it.
+            weight_state.split(weight, update_mask=weight_state.moves)
+            weight_state.watch(weight)
 
 
 class NMLinear(NMLayer, nn.Linear):
@@ -129,13 +131,15 @@ class NMLinear(NMLayer, nn.Linear):
         return super().extra_repr() + nm
 
 
+_SPARSE_CLASSES: dict[type[nn.Module], type[NMLayer]] = {nn.Linear: NMLinear}
+
+
 def make_sparse(module: nn.Module, states: dict[str, NMState]) -> None:
     """Turn ``module`` into its sparse form in place: same object, same parameters, same hooks."""
     if not isinstance(module, NMLayer):
         module.__class__ = _sparse_class(type(module))
-        module._nm = {}
-    assert isinstance(module, NMLayer)
-    module._nm.update(states)
+        module.__dict__["_nm"] = {}
+    module.__dict__["_nm"].update(states)
 
 
 def make_dense(module: NMLayer) -> None:
@@ -146,22 +150,22 @@ def make_dense(module: NMLayer) -> None:
     module.__class__ = module._dense_class  # type: ignore[assignment]
 
 
-@functools.cache
-def _sparse_class(dense_class: type[nn.Module]) -> type[nn.Module]:
+def _sparse_class(dense_class: type[nn.Module]) -> type[NMLayer]:
     """The class of ``dense_class``'s sparse form; its forward is inherited."""
-    if dense_class is nn.Linear:
-        return NMLinear
+    if dense_class not in _SPARSE_CLASSES:
 
-    def reduce(self: nn.Module, protocol: Any) -> Any:
-        return _empty_layer, (dense_class,), self.__getstate__()
+        def reduce(self: nn.Module, protocol: Any) -> Any:
+            return _empty_layer, (dense_class,), self.__getstate__()
 
-    body = {
-        "_dense_class": dense_class,
-        "__reduce_ex__": reduce,
-        "__module__": dense_class.__module__,
-        "__doc__": f"{dense_class.__name__} with N:M weights.",
-    }
-    return type(f"NM{dense_class.__name__}", (NMLinear, dense_class), body)
+        body = {
+            "_dense_class": dense_class,
+            "__reduce_ex__": reduce,  # pickle cannot find a class made here by its name
+            "__module__": dense_class.__module__,
+            "__doc__": f"{dense_class.__name__} with N:M weights.",
+        }
+        name = f"NM{dense_class.__name__}"
+        _SPARSE_CLASSES[dense_class] = type(name, (NMLinear, dense_class), body)
+    return _SPARSE_CLASSES[dense_class]
 
 
 def _empty_layer(dense_class: type[nn.Module]) -> nn.Module:

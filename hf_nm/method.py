@@ -23,10 +23,12 @@ def add_decay(gradient: Tensor, pruned: Tensor | None, mask: Tensor, decay: floa
 
     Args:
         gradient: gradient of the loss at the sparse weight, dense; changed in place.
-        pruned: ``R = (1-E)*W``, the gradient's shape.
+        pruned: ``R = (1-E)*W``, the gradient's shape; None means zero.
         mask: ``E``; not needed, ``R`` is already zero where kept.
         decay: strength, in gradient units.
     """
+    if pruned is None:
+        return
     if isinstance(decay, Tensor):
         gradient.add_(pruned * decay)
     elif decay:

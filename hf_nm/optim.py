@@ -147,7 +147,7 @@ class Attachment:
             optimizer.register_load_state_dict_pre_hook(self._take_from_checkpoint),
             optimizer.register_load_state_dict_post_hook(self._load_taken),
         ]
-        self._guarded: list[torch.optim.Optimizer] = []
+        self._guards: list[tuple[torch.optim.Optimizer, Callable[..., Any], dict[str, Any]]] = []
         self._guard(optimizer)
         self._guard(outer)
         optimizer._nm_attachment = self  # type: ignore[attr-defined]
@@ -204,14 +204,16 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         for w in self.weights():
-            w.state.attached = False
+            w.state.attached = w.state.held = False
         if getattr(self.optimizer, "_nm_attachment", None) is self:
             del self.optimizer._nm_attachment  # type: ignore[attr-defined]
-        for guarded in self._guarded:
-            step = guarded.__dict__.get("step")
-            if getattr(step, "_nm_guard", None) is self:
-                guarded.__dict__["step"] = step.__wrapped__  # type: ignore[union-attr]
-        self._guarded.clear()
+        for owner, guard, before in self._guards:
+            # What others (schedulers, accelerate) put around it since keeps calling it: it only
+            # passes calls on now.
+            if getattr(owner.__dict__.get("step"), "__func__", None) is guard:
+                del owner.__dict__["step"]
+                owner.__dict__.update(before)
+        self._guards.clear()
 
     # -- around a step -----------------------------------------------------------------------------
 
@@ -321,8 +323,9 @@ class Attachment:
     def _guard(self, owner: torch.optim.Optimizer) -> None:
         """Project before an exception leaves ``owner.step``: torch calls no hook then."""
         original = owner.step
-        if owner in self._guarded or getattr(original, "_nm_guard", None) is self:
+        if getattr(original, "_nm_guard", None) is self:
             return
+        before = {"step": original} if "step" in owner.__dict__ else {}
 
         @functools.wraps(original)
         def step(_: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -333,9 +336,9 @@ class Attachment:
                 raise
 
         step._nm_guard = self  # type: ignore[attr-defined]
-        step.__wrapped__ = original  # type: ignore[attr-defined]
+        step.__wrapped__ = original
         owner.step = types.MethodType(step, owner)  # type: ignore[method-assign]
-        self._guarded.append(owner)
+        self._guards.append((owner, step, before))
 
     def _check_writable(self, w: SparseWeight) -> None:
         if w.weight.device.type == "meta":

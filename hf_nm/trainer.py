@@ -76,14 +76,14 @@ class NMCallback(TrainerCallback):
 
         def create_attached_optimizer(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
             optimizer = create_optimizer(*args, **kwargs)
-            self._attach(trainer.optimizer, trainer.model)
+            self._attach(optimizer, trainer.model)
             return optimizer
 
         trainer.create_optimizer = create_attached_optimizer  # type: ignore[method-assign]
         return self
 
-    def _attach(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-        _require_sparse(model)
+    def _attach(self, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> None:
+        model = _require_sparse(model)
         self.attachment = attach(
             optimizer,
             model,
@@ -167,12 +167,13 @@ class NMSeq2SeqTrainer(_NMTrainerMixin, Seq2SeqTrainer):
     """transformers' ``Seq2SeqTrainer`` for a sparsified model; otherwise as :class:`NMTrainer`."""
 
 
-def _require_sparse(model: nn.Module) -> None:
-    if not sparse_weights(model):
+def _require_sparse(model: nn.Module | None) -> nn.Module:
+    if model is None or not sparse_weights(model):
         raise ValueError(
-            f"the model ({type(model).__name__}) has no N:M weight; call hf_nm.sparsify(model) before "
-            "building the trainer, or use transformers' own Trainer for a dense run"
+            f"the model ({type(model).__name__}) has no N:M weight; call hf_nm.sparsify(model) "
+            "before building the trainer, or use transformers' own Trainer for a dense run"
         )
+    return model
 
 
 def _cut_back(path: Path, step: int) -> None:

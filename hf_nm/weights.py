@@ -66,7 +66,7 @@ def sparse_weights(model: nn.Module) -> list[SparseWeight]:
             if id(state) not in seen:
                 seen.add(id(state))
                 name = f"{prefix}.{local_name}" if prefix else local_name
-                found.append(SparseWeight(name, module, local_name))  # type: ignore[arg-type]
+                found.append(SparseWeight(name, module, local_name))
     return found
 
 

@@ -22,6 +22,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def checked_model(model: nn.Module) -> nn.Module:
     """The model inside its wrappers."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"attach needs a torch.nn.Module, but got {type(model).__name__}; write "
+            "hf_nm.attach(optimizer, model)"
+        )
     for module in model.modules():
         bases = type(module).__mro__
         refuse_sharded_copies(
@@ -33,8 +38,19 @@ def checked_model(model: nn.Module) -> nn.Module:
 
 def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The torch optimizer inside accelerate's wrapper."""
+    _refuse_by_name(optimizer)
     while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = optimizer.optimizer
+        _refuse_by_name(optimizer)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"attach needs a torch.optim.Optimizer, but got {type(optimizer).__name__}; pass the "
+            "optimizer whose step() updates the model"
+        )
+    return optimizer
+
+
+def _refuse_by_name(optimizer: Any) -> None:
     for base in type(optimizer).__mro__:
         refuse_sharded_copies(
             deepspeed="deepspeed" in base.__module__ + base.__name__.lower(), fsdp1=False
@@ -50,12 +66,6 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
                 "during the backward pass; use the same optimizer without layer-wise updates "
                 "(optim='galore_adamw')"
             )
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"attach needs a torch.optim.Optimizer, but got {type(optimizer).__name__}; pass the "
-            "optimizer whose step() updates the model"
-        )
-    return optimizer
 
 
 def refuse_sharded_copies(*, deepspeed: bool, fsdp1: bool) -> None:

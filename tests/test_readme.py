@@ -1,0 +1,70 @@
+"""The README is executed: its Python snippets here, its two commands by ``.ci/run``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hf_nm
+from models import VOCABULARY, batch, bert
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A folder in which ``my-org/my-bert`` is a checkpoint, and the data that snippets leave out."""
+    from transformers import TrainingArguments
+
+    monkeypatch.chdir(tmp_path)
+    bert().save_pretrained("my-org/my-bert")
+    generator = torch.Generator().manual_seed(0)
+    dataset = [
+        {
+            "input_ids": torch.randint(3, VOCABULARY, (7,), generator=generator),
+            "labels": torch.randint(0, 3, (), generator=generator),
+        }
+        for _ in range(64)
+    ]
+    return {
+        "model": bert(),
+        "args": TrainingArguments("runs/first", max_steps=3, report_to="none"),
+        "dataset": dataset,
+        "batches": [batch(bert(), seed=seed) for seed in range(3)],
+    }
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_snippet_runs(number: int, surroundings: dict[str, Any]) -> None:
+    exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), surroundings)
+    saved = [path.parent for path in Path().rglob("model.safetensors") if "my-org" not in str(path)]
+    assert saved
+    for folder in saved:
+        hf_nm.verify(folder)  # red if a snippet saved a dense checkpoint
+
+
+def test_quick_start_is_two_commands_and_ci_runs_them() -> None:
+    commands = re.findall(r"<!-- quick start: (.*?) -->\n```bash\n(.*?)```", README, flags=re.DOTALL)
+    assert [name for name, _ in commands] == ["main job", "tests"]
+    assert all(command.count("\n") == 1 for _, command in commands)
+    assert README.count("```bash") == 2
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for name, _ in commands:
+        assert f'readme_command "{name}"' in ci
+
+
+def test_every_public_name_is_in_the_readme() -> None:
+    missing = [
+        name
+        for name in hf_nm.__all__
+        if name not in README
+        and name not in ("Attachment", "BrokenPatternError", "Report", "SparseWeight", "Method")
+        and name != "__version__"
+    ]
+    assert not missing
