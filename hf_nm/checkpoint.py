@@ -27,7 +27,8 @@ def verify(model_or_path: nn.Module | str | Path) -> Report:
     Args:
         model_or_path: a model (sparsified, finalized or loaded), or a folder written by
             ``save_pretrained``: ``config.json`` with ``nm_sparsity`` beside safetensors files, which
-            are read one tensor at a time.
+            are read one tensor at a time (at once, by transformers, where it saved them under other
+            names than the parameters').
 
     Returns:
         A report: ``.layers`` with ``(name, pattern, shape, kept)``, kept being the non-zero entries
@@ -107,8 +108,42 @@ def _of_folder(folder: Path) -> tuple[Claims, Iterator[tuple[str, Tensor]]]:
                 names.extend(opened.keys())
         except SafetensorError as error:
             raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
-    manifest = _read_json(config).get(KEY)
-    return _claims(manifest, names, str(config)), _read_tensors(files)
+    data = _read_json(config)
+    claims = _claims(data.get(KEY), names, str(config))
+    if not claims.keys() <= set(names) and (loaded := _load(folder, data)) is not None:
+        claims = _claims(data[KEY], loaded, str(config))
+        return claims, iter(loaded.items())
+    return claims, _read_tensors(files)
+
+
+def _load(folder: Path, config: dict[str, Any]) -> dict[str, Tensor] | None:
+    """The parameters that transformers reads from a folder, by their names in the model.
+
+    Some models are saved under older names than their parameters have (ViT, from transformers 5
+    on), and only transformers knows which. None if it does not know the model.
+    """
+    import transformers
+
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (
+        isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    ):
+        return None
+    try:
+        loaded: Any = model_class.from_pretrained(
+            folder, dtype="auto", local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # a config can be wrong in more ways than transformers has names for
+        raise ValueError(f"transformers cannot load {folder} as a {name}: {error}") from error
+    model, read = loaded
+    missing = set(read["missing_keys"])
+    return {
+        parameter_name: parameter.detach()
+        for parameter_name, parameter in model.named_parameters()
+        if parameter_name not in missing
+    }
 
 
 def _claims(manifest: Any, names: Any, source: str) -> Claims:

@@ -1,4 +1,4 @@
-"""SAD, Sparse Architecture Divergence: how far masks moved (Zhou et al. 2021, section 3.3).
+"""SAD, Sparse Architecture Divergence: how far masks moved (Zhou et al. 2021).
 
 Units: mask **entries**. Swapping one kept weight for another changes two.
 """

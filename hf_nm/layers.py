@@ -37,6 +37,7 @@ class NMLayer(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, state in self._nm.items():
+            state.settle(getattr(self, name))
             if state.breaks(getattr(self, name)):
                 raise BrokenPatternError(
                     f"{prefix}{name} is not {state.pattern} any more, so it is not saved: other "
@@ -53,7 +54,10 @@ class NMLayer(nn.Module):
             # The optimizer's checkpoint may come before the model's: then the sparse weight that
             # belongs to the mask and the pruned part just read is this one.
             belongs = state.restored is not None and state.restored == fingerprint(weight)
-            if prefix + name in state_dict and not belongs:
+            loaded = state_dict.get(prefix + name)
+            arrived = loaded is not None and loaded.shape == weight.shape  # else torch complains
+            # Inside dense_weights() the parameter stays dense; leaving it projects.
+            if arrived and not belongs and not state.is_dense:
                 state.take(weight)
             state.watch(weight)
 
@@ -110,6 +114,12 @@ class NMLinear(NMLayer, nn.Linear):
         self._nm = {"weight": state}
         state.take(self.weight)
         state.watch(self.weight)
+
+    def reset_parameters(self) -> None:
+        """Initialise as ``nn.Linear`` does, then take the mask of the new weight."""
+        super().reset_parameters()
+        for name, state in self.__dict__.get("_nm", {}).items():  # none yet while nn.Linear builds
+            state.take(getattr(self, name))
 
     @property
     def pattern(self) -> NMPattern:

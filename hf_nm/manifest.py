@@ -11,19 +11,19 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from hf_nm.method import check_decay
+from hf_nm.method import METHOD_NAME, check_decay
 from hf_nm.pattern import NMPattern
 from hf_nm.version import __version__
 
 KEY = "nm_sparsity"
 VERSION = 1
 _FIELDS = {"version", "n", "m", "method", "decay", "modules", "hf_nm"}
-_NAME = re.compile(r"[A-Za-z0-9_\-.]{1,512}")
-_METHOD = re.compile(r"[A-Za-z0-9_\-.]{1,64}")
+_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,512}")  # torch allows anything in a module's name
 _MOST_MODULES = 1_000_000
 
 
@@ -66,7 +66,7 @@ class Manifest:
         """
         if not isinstance(data, dict):
             raise ValueError(f"{KEY} must be an object, but is {_show(data)}")
-        if data.get("version") != VERSION or isinstance(data.get("version"), bool):
+        if type(data.get("version")) is not int or data["version"] != VERSION:
             raise ValueError(
                 f"{KEY} has version {_show(data.get('version'))}, but this hf_nm {__version__} reads "
                 f"version {VERSION}; install the hf_nm that wrote the checkpoint ("
@@ -81,8 +81,8 @@ class Manifest:
             decay = check_decay(data["decay"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{KEY}: {error}") from error
-        for field, allowed in (("method", _METHOD), ("hf_nm", _METHOD)):
-            if not isinstance(data[field], str) or not allowed.fullmatch(data[field]):
+        for field in ("method", "hf_nm"):
+            if not isinstance(data[field], str) or not METHOD_NAME.fullmatch(data[field]):
                 raise ValueError(f"{KEY}.{field} is not a plain name: {_show(data[field])}")
         modules = data["modules"]
         if not isinstance(modules, dict) or not 0 < len(modules) <= _MOST_MODULES:
@@ -102,7 +102,7 @@ def match_names(claimed: Iterable[str], available: Iterable[str]) -> dict[str, s
     """Find the manifest's names among a model's or a file's.
 
     A base model and the same model under a head differ by the first component (``bert.``), so a name
-    may gain or lose one.
+    may gain or lose one, where that leaves no doubt.
 
     Args:
         claimed: names in the manifest.
@@ -112,7 +112,8 @@ def match_names(claimed: Iterable[str], available: Iterable[str]) -> dict[str, s
         Claimed name to available name, for those found.
     """
     exact = set(available)
-    shorter = {name.partition(".")[2]: name for name in exact}
+    tails = Counter(name.partition(".")[2] for name in exact)
+    shorter = {tail: name for name in exact if tails[tail := name.partition(".")[2]] == 1}
     found = {}
     for name in claimed:
         stripped = name.partition(".")[2]
@@ -122,7 +123,8 @@ def match_names(claimed: Iterable[str], available: Iterable[str]) -> dict[str, s
             found[name] = shorter[name]
         elif stripped in exact:
             found[name] = stripped
-    return found
+    claims = Counter(found.values())
+    return {name: there for name, there in found.items() if claims[there] == 1}
 
 
 def _show(value: Any) -> str:

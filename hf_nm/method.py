@@ -6,6 +6,7 @@ pass ``Method("its-name", function)`` to :func:`hf_nm.sparsify`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,9 +18,11 @@ from hf_nm.mask import zero_pruned_
 # units and already carries the loss scale that the gradient still carries.
 AdjustGradient = Callable[[Tensor, Tensor | None, Tensor, float | Tensor], None]
 
+METHOD_NAME = re.compile(r"[A-Za-z0-9_\-.]{1,64}")
+
 
 def add_decay(gradient: Tensor, pruned: Tensor | None, mask: Tensor, decay: float | Tensor) -> None:
-    """SR-STE: ``g(S) + decay * (1-E)*W`` (Zhou et al. 2021, equation 9).
+    """SR-STE: ``g(S) + decay * (1-E)*W`` (the SR-STE update of Zhou et al. 2021).
 
     Args:
         gradient: gradient of the loss at the sparse weight, dense; changed in place.
@@ -38,7 +41,7 @@ def add_decay(gradient: Tensor, pruned: Tensor | None, mask: Tensor, decay: floa
 def leave_gradient(
     gradient: Tensor, pruned: Tensor | None, mask: Tensor, decay: float | Tensor
 ) -> None:
-    """STE: the gradient at the sparse weight goes to the dense one as it is (equation 7)."""
+    """STE: the gradient at the sparse weight goes to the dense one as it is (Zhou et al. 2021)."""
 
 
 def zero_pruned_gradient(
@@ -62,6 +65,13 @@ class Method:
     name: str
     adjust_gradient: AdjustGradient
     moves_masks: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not METHOD_NAME.fullmatch(self.name):
+            raise ValueError(
+                "a method's name is written to checkpoints: 1 to 64 letters, digits, '_', '-' or "
+                f"'.', but got {self.name!r}"
+            )
 
     @classmethod
     def parse(cls, method: str | Method) -> Method:

@@ -7,7 +7,7 @@
     step:    the optimizer, unchanged
     after:   E = mask(weight); R = weight where pruned; weight = weight where kept
 
-(Zhou et al. 2021, equation 9, with the decay added once per optimizer step.)
+(The SR-STE update of Zhou et al. 2021, with the decay added once per optimizer step.)
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_nm import resume
-from hf_nm.divergence import MaskHistory, rate
-from hf_nm.ranks import align_ranks
+from hf_nm.meter import MaskMeter
+from hf_nm.ranks import align_ranks, several_processes
 from hf_nm.state import BrokenPatternError
-from hf_nm.weights import SparseWeight, sparse_weights
+from hf_nm.weights import SparseWeight, sparse_weights, wrote_dense
 from hf_nm.wrapping import checked_model, inner_optimizer
 
 
@@ -61,9 +61,7 @@ def attach(
         TypeError: ``optimizer`` is not a torch optimizer, or of a kind that keeps its own copy of the
             weights or updates them outside ``step`` (DeepSpeed, LOMO, layer-wise GaLore).
     """
-    _check_at_least_one(mask_interval, "mask_interval")
-    if freeze_masks_at is not None:
-        _check_at_least_one(freeze_masks_at, "freeze_masks_at")
+    check_schedule(mask_interval, freeze_masks_at)
     outer, optimizer = optimizer, inner_optimizer(optimizer)
     model = checked_model(model)
 
@@ -85,14 +83,10 @@ def attach(
     return Attachment(optimizer, outer, model, mask_interval, freeze_masks_at)
 
 
-class Attachment:
+class Attachment(MaskMeter):
     """The handle that :func:`attach` returns.
 
-    Attributes:
-        optimizer: the torch optimizer.
-        model: the model, without wrappers.
-        step: effective optimizer steps so far.
-        step_at_mark: ``step`` at the last :meth:`mark`.
+    It measures (:class:`~hf_nm.meter.MaskMeter`) and, until :meth:`remove`, acts around each step.
     """
 
     def __init__(
@@ -103,19 +97,17 @@ class Attachment:
         mask_interval: int,
         freeze_masks_at: int | None,
     ) -> None:
-        self.optimizer = optimizer
-        self.model = model
+        super().__init__(optimizer, model)
         self.mask_interval = mask_interval
         self.freeze_masks_at = freeze_masks_at
-        self.step = 0
-        self.step_at_mark = 0
         self._stepping: list[SparseWeight] = []
         self._open: list[SparseWeight] = []
         self._before_closure: list[Tensor] = []
+        self._depth = 0
+        self._dense_writes: list[Tensor] = []
         self._skipping = False
-        self._aligned = False
+        self._known: set[str] = set()  # weights that were checked, on which ranks agree
         self._loading: dict[str, Any] | None = None
-        self._history: dict[str, MaskHistory] = {}
 
         everything = sparse_weights(model)
         if not everything:
@@ -136,8 +128,17 @@ class Attachment:
                 "optimizer.load_state_dict(...) (in another Trainer: NMCallback(...).install(trainer))"
             )
         for w in weights:
-            self._check_writable(w)
+            self._check_whole(w)
+        if several_processes():
+            # DDP gives all ranks the first one's sparse weights, to which masks of other ranks need
+            # not belong: that is settled at the first step, where every rank takes part.
+            for w in everything:
+                w.state.unaligned = True
+        else:
+            self._meet(weights)
+        for w in weights:
             self.history(w)
+            w.state.stepped()
         self._hold_until_next(weights)
 
         self._hooks = [
@@ -157,47 +158,6 @@ class Attachment:
         """The options that :func:`attach` was given."""
         return {"mask_interval": self.mask_interval, "freeze_masks_at": self.freeze_masks_at}
 
-    def weights(self) -> list[SparseWeight]:
-        """The N:M weights in the optimizer's ``param_groups`` now."""
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        return [w for w in sparse_weights(self.model) if id(w.weight) in held]
-
-    def sad(self, since: str = "start") -> int:
-        """SAD between the masks at ``since`` and now, over the optimizer's N:M weights.
-
-        Args:
-            since: ``"start"`` (when attached) or ``"mark"`` (the last :meth:`mark`).
-
-        Returns:
-            Count of mask entries that differ; a swap counts two.
-        """
-        return sum(self.sad_per_layer(since).values())
-
-    def sad_per_layer(self, since: str = "start") -> dict[str, int]:
-        """:meth:`sad` of each weight by its name."""
-        _check_since(since)
-        return {
-            w.name: self.history(w).sad(w.mask, since) for w in self.weights() if w.mask is not None
-        }
-
-    def flips_per_layer(self, since: str = "start") -> dict[str, int]:
-        """Mask entries that changed, summed step by step since ``since``, by weight."""
-        _check_since(since)
-        return {w.name: self.history(w).flipped(since) for w in self.weights()}
-
-    def flip_rate(self, since: str = "start") -> float:
-        """Flips summed step by step / (N:M weights x steps) since ``since``: a fraction in [0, 1]."""
-        steps = self.step - (0 if since == "start" else self.step_at_mark)
-        flips = sum(self.flips_per_layer(since).values())
-        return rate(flips, (w.weight.numel() for w in self.weights()), steps)
-
-    def mark(self) -> None:
-        """Measure ``since="mark"`` from the present masks on (the Trainers do it at each log)."""
-        self.step_at_mark = self.step
-        for w in self.weights():
-            if w.mask is not None:
-                self.history(w).set_mark(w.mask)
-
     def remove(self) -> None:
         """Detach: the weights keep their pattern, further steps of the optimizer are not projected
         (the next backward would say so)."""
@@ -206,7 +166,7 @@ class Attachment:
         for w in self.weights():
             w.state.attached = w.state.held = False
         if getattr(self.optimizer, "_nm_attachment", None) is self:
-            del self.optimizer._nm_attachment  # type: ignore[attr-defined]
+            del self.optimizer._nm_attachment
         for owner, guard, before in self._guards:
             # What others (schedulers, accelerate) put around it since keeps calling it: it only
             # passes calls on now.
@@ -217,10 +177,15 @@ class Attachment:
 
     # -- around a step -----------------------------------------------------------------------------
 
+    @torch.compiler.disable  # `torch.compile(optimizer.step)` compiles the step alone
     @torch.no_grad()
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # An optimizer whose step calls its base class's: torch runs the hooks for both.
+        self._depth += 1
+        if self._depth > 1:
+            return None
         self._project(count=False)  # nothing, unless a step ended in a way that left no trace
         self._skipping = _overflowed(optimizer)
         if self._skipping:
@@ -232,32 +197,35 @@ class Attachment:
                 "replaced); call .remove() on the handle to train on without hf_nm"
             )
         for w in weights:
-            self._check_writable(w)
+            self._check_whole(w)
+        self._meet(weights)
+        for w in weights:
             self.history(w)
             w.state.stepped()
-        if not self._aligned:
-            self._aligned = True
-            if align_ranks(weights) and self.step == 0:
-                self._history.clear()  # SAD starts at rank 0's masks
+        self._find_dense_writes(weights)
 
         self._stepping = weights
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             scale = getattr(optimizer, "grad_scale", None)
             self._open = [w for w in weights if w.weight.grad is not None]
-            self._adjust_gradients(1.0 if scale is None else scale)
-            self._merge()
+            self._enter_dense(1.0 if scale is None else scale)
             return None
         self._open = weights
         self._before_closure = [w.mask.clone() for w in weights if w.mask is not None]
-        self._merge()
+        for w in weights:
+            w.state.merge(w.weight)
         wrapped = self._at_sparse_weights(closure)
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, kwargs | {"closure": wrapped}
 
+    @torch.compiler.disable
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
         if self._skipping:
             self._skipping = False
             return
@@ -267,17 +235,16 @@ class Attachment:
         self._project(count=True)
         self._hold_until_next(self._stepping)
 
-    def _adjust_gradients(self, scale: float | Tensor) -> None:
+    def _enter_dense(self, scale: float | Tensor) -> None:
+        """Gradients get the method's change, parameters their dense weight: weight by weight, so
+        that each pruned part is read from memory once."""
         for w in self._open:
             gradient, state = w.weight.grad, w.state
             if gradient is not None:
                 assert state.mask is not None
                 strength = state.decay * scale
                 state.method.adjust_gradient(gradient, state.pruned, state.mask, strength)
-
-    def _merge(self) -> None:
-        for w in self._open:
-            w.state.merge(w.weight)
+            state.merge(w.weight)
 
     def _project(self, *, count: bool) -> None:
         """Sparse weights again in everything that is open; safe to call at any time."""
@@ -302,8 +269,7 @@ class Attachment:
                     w.state.split(w.weight, update_mask=w.state.moves)
             loss = closure()
             with torch.no_grad():
-                self._adjust_gradients(1.0)
-                self._merge()
+                self._enter_dense(1.0)
             return loss
 
         return evaluate
@@ -332,29 +298,40 @@ class Attachment:
             try:
                 return original(*args, **kwargs)
             except BaseException:
+                self._depth = 0
                 self._project(count=False)
                 raise
 
         step._nm_guard = self  # type: ignore[attr-defined]
-        step.__wrapped__ = original
         owner.step = types.MethodType(step, owner)  # type: ignore[method-assign]
         self._guards.append((owner, step, before))
 
-    def _check_writable(self, w: SparseWeight) -> None:
+    def _check_whole(self, w: SparseWeight) -> None:
+        """Raise unless the parameter holds its sparse weight, on a real device."""
         if w.weight.device.type == "meta":
             raise ValueError(
                 f"{w.name} is on the meta device; load its values before attach or step "
                 "(model.to_empty(...), then model.load_state_dict(...))"
             )
-        if w.mask is None:  # made sparse on the meta device, then filled in place
-            w.state.take(w.weight)
+        w.state.settle(w.weight)
         if w.state.is_dense:
             raise RuntimeError(
                 f"{w.name} holds its dense weight: optimizer.step() was called inside `with "
                 "hf_nm.dense_weights(model):`; the gradient belongs to the sparse weight, so step "
                 "outside it"
             )
-        if w.name not in self._history or w.state.restored is not None:
+
+    def _meet(self, weights: list[SparseWeight]) -> None:
+        """Weights seen for the first time: ranks agree on them, and they obey their masks. The latter
+        also where a checkpoint was loaded."""
+        new = [w for w in weights if w.name not in self._known]
+        if new and align_ranks(new):
+            for w in new:
+                if w.name in self._history and not self.history(w).flipped("start"):
+                    del self._history[w.name]  # SAD starts at the masks of the first rank
+        for w in weights:
+            if w.name in self._known and w.state.restored is None:
+                continue
             if w.state.breaks(w.weight):
                 raise BrokenPatternError(
                     f"{w.name} holds values where its {w.pattern} mask says zero"
@@ -366,12 +343,22 @@ class Attachment:
                     )
                 )
             w.state.restored = None
+            w.state.unaligned = False
+            self._known.add(w.name)
 
-    def history(self, w: SparseWeight) -> MaskHistory:
-        if w.name not in self._history and w.mask is not None:
-            self._history[w.name] = MaskHistory(w.mask)
-            w.state.stepped()
-        return self._history[w.name]
+    def _find_dense_writes(self, weights: list[SparseWeight]) -> None:
+        """Raise if other code wrote dense values since the last step: the pruned part does not belong
+        to them. An accelerator is not waited for; what it found is read at the next step."""
+        flags = wrote_dense(weights)
+        found = self._dense_writes + [flag for flag in flags if flag.is_cpu]
+        self._dense_writes = [flag for flag in flags if not flag.is_cpu]
+        if any(bool(flag) for flag in found):
+            raise BrokenPatternError(
+                "N:M weights held values where their masks say zero when optimizer.step() was called: "
+                "other code wrote them after the last step (an average swapped in, an optimizer's "
+                "mode switch, a wrapper that interpolates). Make such writes inside `with "
+                "hf_nm.dense_weights(model):`"
+            )
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -386,7 +373,7 @@ class Attachment:
             warnings.warn(
                 "this optimizer checkpoint was saved without hf_nm: masks stay as they are and "
                 "pruned parts are not restored",
-                stacklevel=4,
+                stacklevel=5,  # the caller of load_state_dict, which torch wraps twice
             )
 
     def _load_taken(self, optimizer: torch.optim.Optimizer) -> None:
@@ -402,11 +389,10 @@ def _overflowed(optimizer: torch.optim.Optimizer) -> bool:
     return found_inf is not None and bool(found_inf.item())
 
 
-def _check_at_least_one(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1 (optimizer steps), but got {value!r}")
-
-
-def _check_since(since: str) -> None:
-    if since not in ("start", "mark"):
-        raise ValueError(f"since must be 'start' or 'mark', but got {since!r}")
+def check_schedule(mask_interval: Any, freeze_masks_at: Any) -> None:
+    """Raise ``ValueError`` unless both options of :func:`attach` are in range."""
+    for name, value in (("mask_interval", mask_interval), ("freeze_masks_at", freeze_masks_at)):
+        if value is None and name == "freeze_masks_at":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1 (optimizer steps), but got {value!r}")

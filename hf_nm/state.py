@@ -32,6 +32,7 @@ class NMState:
         is_dense: whether the parameter holds ``W`` just now (inside a step or ``dense_weights``).
         held: whether masks stay as they are between updates (``mask_interval``, ``freeze_masks_at``).
         attached: whether an optimizer's step is known to project this weight.
+        unaligned: whether other processes may hold another mask of this weight until the first step.
         restored: after an optimizer's checkpoint gave ``mask`` and ``pruned``, the
             :func:`~hf_nm.mask.fingerprint` of the sparse weight that belongs to them; else None.
     """
@@ -49,6 +50,7 @@ class NMState:
         self.is_dense = False
         self.held = False
         self.attached = False
+        self.unaligned = False
         self.restored: int | None = None
         self._backwards = 0
         self._usual_backwards = 0
@@ -79,6 +81,12 @@ class NMState:
         assert self.mask is not None
         self.pruned = torch.zeros_like(weight.detach()) if self.method.moves_masks else None
         split_(weight.detach(), self.pruned, self.mask, self.pattern, self.dim, update_mask=False)
+
+    def settle(self, weight: Tensor) -> None:
+        """Take a weight that was made sparse on the meta device and then filled in place, which
+        nothing tells; nothing if it has its mask."""
+        if self.mask is None and weight.device.type != "meta":
+            self.take(weight)
 
     def merge(self, weight: Tensor) -> None:
         """Let the parameter hold ``W = S + R``; nothing if it does."""
@@ -133,7 +141,8 @@ class NMState:
             self._backwards += 1
             count = self._backwards
             overdue = count > max(1, self._usual_backwards) and count & (count - 1) == 0
-            if (overdue or not self.attached) and self.breaks(parameter):
+            due = (overdue or not self.attached) and not self.unaligned
+            if due and self.breaks(parameter):
                 raise BrokenPatternError(
                     f"{self.name} ({self.pattern}) holds values where its mask says zero: an optimizer "
                     "or other code wrote it without projecting. Call hf_nm.attach(optimizer, model) "
@@ -164,11 +173,19 @@ class NMState:
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast what waits beside the weight, as ``nn.Module._apply`` does the weight."""
         if self.mask is not None:
-            self.mask = fn(self.mask)
+            self.mask = fn(self.mask).to(torch.bool)  # nn.Module.type(dtype) casts everything
         if self.pruned is not None:
             self.pruned = fn(self.pruned)
+        if self.mask is not None and self.mask.device.type == "meta":  # the values are gone
+            self.mask = self.pruned = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is attached to no optimizer, and hooks belong to the original's parameter.
-        fresh = {"attached": False, "_backwards": 0, "_watch": None, "_watched": None}
+        fresh = {
+            "attached": False,
+            "unaligned": False,
+            "_backwards": 0,
+            "_watch": None,
+            "_watched": None,
+        }
         return self.__dict__ | fresh

@@ -86,7 +86,8 @@ def sparsify(
         )
     _convert(model, found, method, decay)
     model._nm_skipped = skipped  # type: ignore[assignment]
-    if (config := getattr(model, "config", None)) is not None:
+    config = getattr(model, "config", None)
+    if hasattr(config, "save_pretrained"):  # not a dict or a dataclass of someone's own
         modules = {target.name: target.pattern for target in found}
         setattr(config, KEY, Manifest(pattern, method.name, decay, modules).to_dict())
     return model
@@ -108,6 +109,7 @@ def finalize(model: ModelT) -> ModelT:
     if not weights:
         raise ValueError("finalize needs a sparsified model, but this one has no N:M weight")
     for w in weights:
+        w.state.settle(w.weight)
         if w.state.is_dense or w.state.breaks(w.weight):
             raise BrokenPatternError(
                 f"{w.name} does not hold its sparse {w.pattern} weight just now; leave "
@@ -175,13 +177,7 @@ def restore(
                 f"config.{KEY} names {claimed}, a parameter of {type(module).__name__}, which "
                 "cannot be N:M"
             )
-        try:
-            check_maskable(weight, pattern, dim)
-            check_pattern(name, weight, pattern, dim)
-        except BrokenPatternError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: {error}") from error
+        check_pattern(name, weight, pattern, dim)
         owners = tuple(holders[id(weight)])
         found.append(Target(name, tuple(weight.shape), dim, pattern, owners))
     _convert(
@@ -196,7 +192,8 @@ def restore(
 
 
 def check_pattern(name: str, weight: torch.Tensor, pattern: NMPattern, dim: int) -> int:
-    """Raise :class:`BrokenPatternError` if a group of ``weight`` holds more than n non-zeros.
+    """Raise :class:`BrokenPatternError` if a group of ``weight`` holds more than n non-zeros, and
+    ``ValueError`` if it is not made of such groups.
 
     Args:
         name: for the message.
@@ -207,6 +204,10 @@ def check_pattern(name: str, weight: torch.Tensor, pattern: NMPattern, dim: int)
     Returns:
         How many entries are not zero (0 on the meta device).
     """
+    try:
+        check_maskable(weight, pattern, dim)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{name}: {error}") from error
     if weight.device.type == "meta":
         return 0
     counts = count_kept(weight, pattern, dim)

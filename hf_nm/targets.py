@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from hf_nm.mask import MASKABLE_DTYPES
 from hf_nm.pattern import NMPattern
 
 Predicate = Callable[[str, nn.Module], bool]
@@ -71,16 +72,16 @@ def transformer_blocks(model: nn.Module) -> list[str]:
     """
     marked = [
         name
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         if any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__)
     ]
     if marked:
         return marked
     return [
-        f"{name}.{index}" if name else index
-        for name, module in model.named_modules()
+        f"{name}.{index}" if name else str(index)
+        for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, nn.ModuleList)
-        for index, element in module.named_children()
+        for index, element in enumerate(module)
         if any(isinstance(inner, nn.Linear) for inner in element.modules())
         and not isinstance(element, nn.Linear)
     ]
@@ -117,7 +118,7 @@ def find_targets(
     chosen = _matcher(targets, uses, "targets")
     left_out = _matcher(exclude, uses, "exclude")
     overrides = [
-        (NMPattern.parse(value), _matcher([glob], uses, "patterns"))
+        (glob, NMPattern.parse(value), _matcher([glob], uses, "patterns"))
         for glob, value in (patterns or {}).items()
     ]
     blocks = tuple(f"{name}." if name else "" for name in transformer_blocks(model))
@@ -140,15 +141,15 @@ def find_targets(
         shape = tuple(first.parameter.shape)
         if len(shape) < 2:
             continue
-        wanted = [
-            use
-            for use in shared
-            if (chosen(use) if explicit else use.name.startswith(blocks) if blocks else False)
-        ]
+        if explicit:  # a module may have several names: one of them is enough
+            named_modules = {id(use.module) for use in shared if chosen(use)}
+            wanted = [use for use in shared if id(use.module) in named_modules]
+        else:
+            wanted = [use for use in shared if use.name.startswith(blocks)]
         dims = {input_dims(use.module).get(use.local_name) for use in shared}
         dim = next(iter(dims))
         use_pattern = pattern
-        for override, matches in overrides:
+        for _, override, matches in overrides:
             if any(matches(use) for use in shared):
                 use_pattern = override
 
@@ -158,14 +159,15 @@ def find_targets(
         elif any(left_out(use) for use in shared):
             reason = "excluded"
         elif id(first.parameter) in embedded:
-            reason = "tied to an embedding" if len(shared) > 1 else "an embedding"
+            tied = len({id(use.module) for use in shared}) > 1
+            reason = "tied to an embedding" if tied else "an embedding"
         elif len(wanted) < len(shared):
             other = next(use for use in shared if use not in wanted)
             reason = f"shared with {other.name}, which stays dense"
         elif len(dims) > 1 or dim is None:
             reason = f"a parameter of {type(first.module).__name__}, which is not supported"
-        elif not first.parameter.is_floating_point():
-            reason = f"dtype {first.parameter.dtype} is not floating point"
+        elif first.parameter.dtype not in MASKABLE_DTYPES:
+            reason = f"dtype {first.parameter.dtype} cannot be N:M"
         elif not use_pattern.divides(shape[dim]):
             reason = f"input size {shape[dim]} is not a multiple of m={use_pattern.m}"
 
@@ -179,18 +181,28 @@ def find_targets(
         if explicit and named and reason != "excluded":
             refused.append(f"{named[0].name} {list(shape)}: {reason}")
 
+    used = {(id(module), local_name) for t in found for module, local_name in t.owners}
+
     if refused:
         raise ValueError(
             "these weights are in targets but cannot be N:M:\n  "
             + "\n  ".join(refused)
             + "\nname them in exclude=, or choose another m for them in patterns="
         )
+    for glob, _, matches in overrides:
+        touched = [use for use in uses if matches(use)]
+        if not any((id(use.module), use.local_name) in used for use in touched):
+            raise ValueError(
+                f"{glob!r} in patterns= matches only weights that stay dense (first: "
+                f"{touched[0].name}); patterns= gives another pattern to chosen weights, targets= "
+                "chooses them"
+            )
     return found, skipped
 
 
 def _uses(model: nn.Module) -> Iterator[_Use]:
-    """Every parameter under every module that holds it, modules once."""
-    for module_name, module in model.named_modules():
+    """Every parameter under every name of every module that holds it."""
+    for module_name, module in model.named_modules(remove_duplicate=False):
         for local_name, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{local_name}" if module_name else local_name
             yield _Use(name, module_name, module, local_name, parameter)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
-from hf_nm.optim import Attachment, attach
+from hf_nm.optim import Attachment, attach, check_schedule
 from hf_nm.weights import sparse_weights
 from hf_nm.wrapping import refuse_sharded_copies
 
@@ -45,6 +45,7 @@ class NMCallback(TrainerCallback):
     """
 
     def __init__(self, mask_interval: int = 1, freeze_masks_at: int | None = None) -> None:
+        check_schedule(mask_interval, freeze_masks_at)
         self.mask_interval = mask_interval
         self.freeze_masks_at = freeze_masks_at
         self.attachment: Attachment | None = None

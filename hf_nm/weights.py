@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from hf_nm.layers import NMLayer
@@ -70,6 +71,22 @@ def sparse_weights(model: nn.Module) -> list[SparseWeight]:
     return found
 
 
+@torch.no_grad()
+def wrote_dense(weights: list[SparseWeight]) -> list[Tensor]:
+    """Whether other code wrote dense values into sparse weights, judged by one row of each: averages,
+    mode switches and wrappers write all of it.
+
+    Returns:
+        A bool scalar tensor for each device; nothing waits for it.
+    """
+    rows: dict[torch.device, list[Tensor]] = {}
+    for w in weights:
+        if w.mask is not None:
+            pruned = w.weight.detach()[0].masked_fill(w.mask[0], 0)
+            rows.setdefault(pruned.device, []).append(pruned.flatten())
+    return [torch.cat(found).any() for found in rows.values()]
+
+
 @contextmanager
 def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
     """Let the parameters hold the dense weights ``W = S + R`` inside; project them on exit.
@@ -88,6 +105,8 @@ def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
             "dense_weights needs a model with N:M weights, but this one has none; "
             "call hf_nm.sparsify(model) first"
         )
+    for w in weights:
+        w.state.settle(w.weight)
     opened = [w for w in weights if not w.state.is_dense and w.mask is not None]
     overwritten = []
     for w in opened:

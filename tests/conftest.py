@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import MODELS
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -28,6 +29,12 @@ if torch.cuda.is_available():
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device of this machine in turn."""
     return torch.device(request.param)
+
+
+@pytest.fixture(params=list(MODELS))
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each of the six test models in turn."""
+    return request.param
 
 
 @pytest.fixture(autouse=True)

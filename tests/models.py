@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -134,7 +135,7 @@ def mlp(*sizes: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """Linear layers with tanh between them: ``mlp(16, 32, 8)`` has two."""
     layers: list[nn.Module] = []
     torch.manual_seed(0)
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs, dtype=dtype), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 

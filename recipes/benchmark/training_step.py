@@ -31,7 +31,7 @@ from hf_nm.targets import find_targets
 
 
 class MaskedWeight(torch.autograd.Function):
-    """Forward E*W; backward g(S) + decay * (1-E)*W (Zhou et al. 2021, equations 5 and 9)."""
+    """Forward E*W; backward g(S) + decay * (1-E)*W (the SR-STE update of Zhou et al. 2021)."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, n: int, m: int, decay: float) -> Tensor:

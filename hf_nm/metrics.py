@@ -1,0 +1,105 @@
+"""How good a translation is: BLEU and chrF as `evaluate` metrics that need no network.
+
+`evaluate.load("sacrebleu")` fetches a script from the Hub; these classes call the sacrebleu package
+directly and otherwise behave the same, in `evaluate.combine` too.
+"""
+
+from typing import Any
+
+import datasets
+import evaluate
+import sacrebleu
+
+_CITATION = """@inproceedings{post-2018-call, title={A Call for Clarity in Reporting {BLEU} Scores},
+author={Post, Matt}, booktitle={WMT}, year={2018}, url={https://aclanthology.org/W18-6319}}"""
+
+_INPUTS = """
+Args:
+    predictions: list of translations, one string each, detokenised.
+    references: for every prediction a string, or a list of strings where there are several
+        references (the same number for every prediction).
+"""
+
+
+class _SacreMetric(evaluate.Metric):
+    """Shared by both: features, and references turned round into sacrebleu's reference streams."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=self.__doc__ or "",
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=[
+                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
+                datasets.Features({"predictions": text, "references": text}),
+            ],
+            reference_urls=["https://github.com/mjpost/sacrebleu"],
+        )
+
+    @staticmethod
+    def _streams(references: list[str] | list[list[str]]) -> list[list[str]]:
+        """[predictions][references] -> [references][predictions]."""
+        listed = [[item] if isinstance(item, str) else list(item) for item in references]
+        counts = sorted({len(item) for item in listed})
+        if len(counts) > 1:
+            raise ValueError(
+                f"every prediction needs the same number of references, got {counts[0]} to "
+                f"{counts[-1]}; score the sentences with fewer references separately."
+            )
+        return [list(stream) for stream in zip(*listed, strict=True)]
+
+
+class SacreBLEU(_SacreMetric):
+    """Corpus BLEU from sacrebleu, on its scale of 0 to 100, with the signature that says how it was
+    computed.
+
+    `compute(predictions=..., references=...)` returns:
+        score: BLEU, 0 to 100.
+        counts, totals: matching and all n-grams of the predictions, for n = 1 to 4.
+        precisions: `100 * counts / totals`, in per cent, smoothed where a count is 0.
+        bp: brevity penalty, 0 to 1.
+        sys_len, ref_len: tokens of predictions and references.
+        signature: sacrebleu's, e.g. `nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0`.
+
+    Keyword options of `compute` are sacrebleu's: `tokenize`, `lowercase`, `smooth_method`,
+    `smooth_value`.
+
+    Example:
+        >>> SacreBLEU().compute(predictions=["the cat sat there"], references=["the cat sat
+        there"])["score"] 100.00000000000004
+    """
+
+    def _compute(self, predictions: list[str], references: list, **options: Any) -> dict:
+        metric = sacrebleu.BLEU(**options)
+        result = metric.corpus_score(predictions, self._streams(references))
+        return {
+            "score": result.score,
+            "counts": result.counts,
+            "totals": result.totals,
+            "precisions": result.precisions,
+            "bp": result.bp,
+            "sys_len": result.sys_len,
+            "ref_len": result.ref_len,
+            "signature": str(metric.get_signature()),
+        }
+
+
+class ChrF(_SacreMetric):
+    """Corpus chrF from sacrebleu, on its scale of 0 to 100 (`word_order=2` gives chrF++), with its
+    signature.
+
+    `compute(predictions=..., references=...)` returns `score`, `char_order`, `word_order`, `beta`
+    and `signature`.
+    """
+
+    def _compute(self, predictions: list[str], references: list, **options: Any) -> dict:
+        metric = sacrebleu.CHRF(**options)
+        result = metric.corpus_score(predictions, self._streams(references))
+        return {
+            "score": result.score,
+            "char_order": result.char_order,
+            "word_order": result.word_order,
+            "beta": result.beta,
+            "signature": str(metric.get_signature()),
+        }

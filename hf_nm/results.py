@@ -1,0 +1,228 @@
+"""What a run achieved, written so that it can be compared: results.json, results.md, the SAD plot,
+one table.
+
+Shared by the recipes. A result is a dict of plain values; the keys read here are `method`,
+`pattern`, `score` (`metric`, `test`, `signature`), `sad` (from `sad_summary`), `time` (`train_s`)
+and `steps`.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("hf_nm", "torch", "transformers", "accelerate", "datasets", "tokenizers", "sacrebleu")
+
+
+def environment(world_size: int = 1) -> dict[str, Any]:
+    """Hardware and versions, so that a time or a score can be judged.
+
+    Args:
+        world_size: processes that took part.
+    """
+    import torch
+
+    hardware = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "processes": world_size,
+        "threads_per_process": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+    versions = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"hardware": hardware, "versions": versions}
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def sad_summary(log_history: Sequence[dict]) -> dict[str, float | int] | None:
+    """How far the masks moved over a whole run, from the lines a Trainer logged; None for a dense
+    run.
+
+    Returns:
+        total: SAD summed over the logging intervals, in mask entries: for each interval how many
+            entries differ between its two ends.
+        from_start: SAD between the masks at the start and at the last log, in mask entries.
+        mean_flip_rate: mask entries that flipped per step, as a fraction of all N:M weights, mean
+            over the steps.
+        intervals, steps: how many logging intervals went in, and the step of the last.
+    """
+    rows = [row for row in log_history if "nm/flip_rate" in row]
+    total, flips, previous = 0, 0.0, 0
+    for row in rows:
+        total += row["nm/sad"]
+        flips += row["nm/flip_rate"] * (row["step"] - previous)
+        previous = row["step"]
+    if not previous:
+        return None
+    return {
+        "total": total,
+        "from_start": rows[-1]["nm/sad_init"],
+        "mean_flip_rate": flips / previous,
+        "intervals": len(rows),
+        "steps": previous,
+    }
+
+
+def plot_sad(log_history: Sequence[dict], path: str | Path, title: str = "") -> None:
+    """Draw SAD of each logging interval (mask entries) beside the training loss, over steps, into a
+    PNG file.
+
+    A dense run has no SAD: the loss is drawn alone.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"drawing {path} needs {error.name}, which is missing: pip install 'hf_nm[recipes]'"
+        ) from error
+
+    # Figure and canvas directly, not pyplot: no global state, no display, no change of the user's
+    # backend.
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    losses = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
+    flips = [(row["step"], row["nm/sad"]) for row in log_history if "nm/sad" in row]
+    axis.set_xlabel("step")
+    axis.set_ylabel("training loss (nats per token)" if losses else "")
+    if losses:
+        axis.plot(*zip(*losses, strict=True), color="tab:gray", label="training loss")
+    if flips:
+        right = axis.twinx()
+        right.plot(*zip(*flips, strict=True), color="tab:red", label="SAD")
+        right.set_ylabel("SAD per logging interval (mask entries)", color="tab:red")
+        right.set_ylim(bottom=0)
+    axis.set_title(title)
+    figure.savefig(path, dpi=120)
+
+
+def write_results(results: dict[str, Any], folder: str | Path, heading: str) -> str:
+    """Write `results.json` and `results.md` into `folder`; returns the text of the latter."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"# {heading}\n\n{_markdown(results)}"
+    (folder / "results.json").write_text(
+        json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8"
+    )
+    (folder / "results.md").write_text(text, "utf-8")
+    return text
+
+
+def _markdown(results: dict[str, Any]) -> str:
+    """A table of the plain values, nested keys joined by dots, then one table per list of rows."""
+    plain, tables = [], []
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            tables.append((prefix, value))
+        else:
+            plain.append((prefix, value))
+
+    walk("", results)
+    parts = [_table(("what", "value"), [(key, _shown(value)) for key, value in plain])]
+    for name, rows in tables:
+        columns = list(rows[0])
+        cells = [[_shown(row.get(column)) for column in columns] for row in rows]
+        parts.append(f"## {name}\n\n" + _table(columns, cells))
+    return "\n".join(parts)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        value = f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    elif isinstance(value, list):
+        value = ", ".join(map(str, value)) or "none"
+    # A signature such as nrefs:1|case:mixed would end the table cell.
+    return str(value).replace("|", "\\|")
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def compare(folders: Sequence[str | Path], write_to: str | Path | None = None) -> str:
+    """One Markdown table of several runs, from the `results.json` in each folder, in the order
+    given.
+
+    Columns: run, method, pattern, steps, test score, its difference to the dense run, mean flip
+        rate (fraction
+    of the N:M weights per step), SAD summed over the logging intervals and against the start (mask
+    entries), training time relative to the dense run. Differences and ratios need exactly one dense
+    run among them. Scores of different signatures are not put into one table.
+
+    Args:
+        folders: output directories of recipes, or paths of `results.json`.
+        write_to: also write the table into this file.
+    """
+    runs = []
+    for folder in map(Path, folders):
+        path = folder if folder.suffix == ".json" else folder / "results.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: no results here; a recipe writes results.json when it has finished."
+            )
+        run = json.loads(path.read_text("utf-8"))
+        missing = [key for key in ("method", "score", "time", "steps") if key not in run]
+        if missing:
+            raise ValueError(
+                f"{path}: no key {', '.join(missing)}; this is not a recipe's results.json."
+            )
+        runs.append((path.parent.name, run))
+    if not runs:
+        raise ValueError("nothing to compare; give at least one output directory.")
+    signatures = {(run["score"]["metric"], run["score"]["signature"]) for _, run in runs}
+    if len(signatures) > 1:
+        raise ValueError(
+            "these scores cannot be compared, their signatures differ: "
+            f"{sorted(map(str, signatures))}; score them again with one version and setting."
+        )
+    metric, signature = signatures.pop()
+    dense = [run for _, run in runs if run["method"] == "dense"]
+    base = dense[0] if len(dense) == 1 else None
+    rows = []
+    for name, run in runs:
+        score, sad = run["score"]["test"], run.get("sad") or {}
+        rows.append(
+            [
+                name,
+                run["method"],
+                run.get("pattern") or "-",
+                str(run["steps"]),
+                f"{score:.2f}",
+                f"{score - base['score']['test']:+.2f}" if base else "-",
+                f"{sad['mean_flip_rate']:.3e}" if sad else "-",
+                f"{sad['total']:,.0f}" if sad else "-",
+                f"{sad['from_start']:,.0f}" if sad else "-",
+                f"{run['time']['train_s'] / base['time']['train_s']:.2f}" if base else "-",
+            ]
+        )
+    columns = ["run", "method", "pattern", "steps", metric, "vs dense", "flip rate per step"]
+    columns += ["SAD", "SAD from start", "time vs dense"]
+    text = _table(columns, rows) + f"\n{metric} on the test set, signature `{signature}`.\n"
+    if write_to is not None:
+        Path(write_to).write_text(text, "utf-8")
+    return text
