@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from hf_nm.manifest import KEY
 from hf_nm.pattern import NMPattern
 from hf_nm.weights import sparse_weights
 from hf_nm.wrapping import unwrap
@@ -102,7 +103,10 @@ def report(model: nn.Module) -> Report:
         kept = int(mask.sum()) if mask is not None else _size(shape) * w.pattern.n // w.pattern.m
         layers.append(LayerRow(w.name, w.pattern, shape, kept))
         done.add(id(w.weight))
-    reasons = getattr(model, "_nm_skipped", {})
+    manifest = getattr(getattr(model, "config", None), KEY, None)
+    claims = manifest.get("modules", {}) if isinstance(manifest, dict) else {}
+    plain = {name: f"a plain layer, {claims[name]} in config.{KEY}" for name in claims}
+    reasons = plain | getattr(model, "_nm_skipped", {})
     skipped = [
         SkippedRow(name, tuple(weight.shape), reasons.get(name, "not sparsified"))
         for name, weight in model.named_parameters()

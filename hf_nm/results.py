@@ -82,9 +82,10 @@ def sad_summary(log_history: Sequence[dict]) -> dict[str, float | int] | None:
     }
 
 
-def plot_sad(log_history: Sequence[dict], path: str | Path, title: str = "") -> None:
-    """Draw SAD of each logging interval (mask entries) beside the training loss, over steps, into a
-    PNG file.
+def plot_sad(
+    log_history: Sequence[dict], path: str | Path, title: str = "", loss_unit: str = "nats"
+) -> None:
+    """Draw SAD of each logging interval (mask entries) beside the training loss into a PNG file.
 
     A dense run has no SAD: the loss is drawn alone.
     """
@@ -104,7 +105,7 @@ def plot_sad(log_history: Sequence[dict], path: str | Path, title: str = "") -> 
     losses = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
     flips = [(row["step"], row["nm/sad"]) for row in log_history if "nm/sad" in row]
     axis.set_xlabel("step")
-    axis.set_ylabel("training loss (nats per token)" if losses else "")
+    axis.set_ylabel(f"training loss ({loss_unit})")
     if losses:
         axis.plot(*zip(*losses, strict=True), color="tab:gray", label="training loss")
     if flips:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from models import VOCABULARY, batch, bert
 
 import hf_nm
-from models import VOCABULARY, batch, bert
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,7 +50,9 @@ def test_snippet_runs(number: int, surroundings: dict[str, Any]) -> None:
 
 
 def test_quick_start_is_two_commands_and_ci_runs_them() -> None:
-    commands = re.findall(r"<!-- quick start: (.*?) -->\n```bash\n(.*?)```", README, flags=re.DOTALL)
+    commands = re.findall(
+        r"<!-- quick start: (.*?) -->\n```bash\n(.*?)```", README, flags=re.DOTALL
+    )
     assert [name for name, _ in commands] == ["main job", "tests"]
     assert all(command.count("\n") == 1 for _, command in commands)
     assert README.count("```bash") == 2

@@ -102,3 +102,11 @@ def test_sparse_weights() -> None:
         assert w.dense_weight() is not w.weight
         assert w.layer is model.get_submodule(w.name.removesuffix(".weight"))
     assert hf_nm.sparse_weights(llama()) == []
+
+
+def test_a_finalized_model_says_what_its_config_claims() -> None:
+    model = hf_nm.finalize(hf_nm.sparsify(bert()))
+    reasons = {row.name: row.reason for row in hf_nm.report(model).skipped}
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    assert reasons[query] == "a plain layer, 2:4 in config.nm_sparsity"
+    assert reasons["classifier.weight"] == "not sparsified"

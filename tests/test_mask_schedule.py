@@ -1,0 +1,81 @@
+"""``mask_interval`` and ``freeze_masks_at``: the steps at which masks move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from training import (
+    assert_equals_reference,
+    assert_same_state,
+    assert_sparse,
+    loss_of,
+    masks,
+    reference_loss,
+    sparse_mlp,
+    state_of,
+    train,
+    twins,
+)
+
+import hf_nm
+
+
+@pytest.mark.parametrize(
+    ("options", "moving_steps"),
+    [
+        ({}, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        ({"mask_interval": 3}, [3, 6, 9]),
+        ({"mask_interval": 10}, [10]),
+        ({"mask_interval": 11}, []),
+        ({"freeze_masks_at": 4}, [1, 2, 3, 4]),
+        ({"freeze_masks_at": 1}, [1]),
+        ({"mask_interval": 2, "freeze_masks_at": 5}, [2, 4]),
+        ({"mask_interval": 2, "freeze_masks_at": 6}, [2, 4, 6]),
+    ],
+)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_steps_at_which_masks_move(options, moving_steps, accumulate):
+    """Red if masks move at another step, or the dense weight departs from the reference in between
+    (its pruned part is then not what the mask says)."""
+    model, reference = twins()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    reference_optimizer = torch.optim.SGD(reference.model.parameters(), lr=0.2, momentum=0.9)
+    handle = hf_nm.attach(optimizer, model, **options)
+    reference.fixed_masks = reference.masks()
+    moved = []
+    flips = 0
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        reference_optimizer.zero_grad()
+        for micro_step in range(accumulate):
+            loss_of(model, 100 * step + micro_step).backward()
+            reference_loss(reference, 100 * step + micro_step).backward()
+        before = masks(model)
+        optimizer.step()
+        reference.step(reference_optimizer)
+        if step in moving_steps:
+            reference.fixed_masks = {}
+            reference.fixed_masks = reference.masks()
+        assert_equals_reference(model, reference)
+        assert_sparse(model)
+        change = sum(hf_nm.sad(before[name], mask) for name, mask in masks(model).items())
+        flips += change
+        if change:
+            moved.append(step)
+    assert moved == moving_steps
+    assert handle.step == 10
+    entries = sum(w.weight.numel() for w in hf_nm.sparse_weights(model))
+    assert handle.flip_rate() == flips / (entries * 10)
+
+
+def test_dense_weights_do_not_move_held_masks():
+    """Red if a visit between two updates moves masks that ``mask_interval`` holds."""
+    model = sparse_mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    hf_nm.attach(optimizer, model, mask_interval=4)
+    for step in range(1, 9):
+        train(model, optimizer, [step])
+        before = state_of(model)
+        with hf_nm.dense_weights(model):
+            pass
+        assert_same_state(state_of(model), before)
