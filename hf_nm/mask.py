@@ -138,7 +138,9 @@ def split_(
             new = _keep(dense, pattern)
             flips += torch.count_nonzero(torch.ne(new, kept))
             kept.copy_(new)
-        dropped = kept.view(torch.int8).sub(1).to(dense.dtype)  # all bits set where pruned
+        counted = pattern.m <= _LARGEST_COUNTED_GROUP
+        dropped = _buffers(pattern, dense).compared if counted else torch.empty_like(dense)
+        dropped.copy_(kept.view(torch.int8).sub(1))  # all bits set where pruned
         if rest:
             torch.bitwise_and(dense, dropped, out=rest[0])
             dense.bitwise_xor_(rest[0])

@@ -66,8 +66,9 @@ class SacreBLEU(_SacreMetric):
     `smooth_value`.
 
     Example:
-        >>> SacreBLEU().compute(predictions=["the cat sat there"], references=["the cat sat
-        there"])["score"] 100.00000000000004
+        >>> metric = SacreBLEU()
+        >>> metric.compute(predictions=["the cat sat there"], references=["the cat sat there"])["score"]
+        100.00000000000004
     """
 
     def _compute(self, predictions: list[str], references: list, **options: Any) -> dict:

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import functools
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_nm import resume
+from hf_nm.guard import StepGuard
 from hf_nm.meter import MaskMeter
 from hf_nm.ranks import align_ranks, several_processes
 from hf_nm.state import BrokenPatternError
@@ -42,6 +42,7 @@ def attach(
     optimizer steps: accumulation and steps skipped for an fp16 overflow do not count. The optimizer's
     ``state_dict()`` then also carries masks, pruned parts and counters, so a resumed run continues
     exactly. Calling it again with the same optimizer, model and options returns the same handle.
+    After a step ``.grad`` still holds the SR-STE term: call ``zero_grad()`` before the next backward.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``, or accelerate's wrapper of one. Weights are looked
@@ -148,7 +149,7 @@ class Attachment(MaskMeter):
             optimizer.register_load_state_dict_pre_hook(self._take_from_checkpoint),
             optimizer.register_load_state_dict_post_hook(self._load_taken),
         ]
-        self._guards: list[tuple[torch.optim.Optimizer, Callable[..., Any], dict[str, Any]]] = []
+        self._guards: list[StepGuard] = []
         self._guard(optimizer)
         self._guard(outer)
         optimizer._nm_attachment = self  # type: ignore[attr-defined]
@@ -167,12 +168,8 @@ class Attachment(MaskMeter):
             w.state.attached = w.state.held = False
         if getattr(self.optimizer, "_nm_attachment", None) is self:
             del self.optimizer._nm_attachment
-        for owner, guard, before in self._guards:
-            # What others (schedulers, accelerate) put around it since keeps calling it: it only
-            # passes calls on now.
-            if getattr(owner.__dict__.get("step"), "__func__", None) is guard:
-                del owner.__dict__["step"]
-                owner.__dict__.update(before)
+        for guard in self._guards:
+            guard.remove()
         self._guards.clear()
 
     # -- around a step -----------------------------------------------------------------------------
@@ -238,11 +235,17 @@ class Attachment(MaskMeter):
     def _enter_dense(self, scale: float | Tensor) -> None:
         """Gradients get the method's change, parameters their dense weight: weight by weight, so
         that each pruned part is read from memory once."""
+        ascending = {  # torch negates these gradients in the step, and the decay must still shrink
+            id(parameter)
+            for group in self.optimizer.param_groups
+            if group.get("maximize")
+            for parameter in group["params"]
+        }
         for w in self._open:
             gradient, state = w.weight.grad, w.state
             if gradient is not None:
                 assert state.mask is not None
-                strength = state.decay * scale
+                strength = state.decay * scale * (-1.0 if id(w.weight) in ascending else 1.0)
                 state.method.adjust_gradient(gradient, state.pruned, state.mask, strength)
             state.merge(w.weight)
 
@@ -287,24 +290,12 @@ class Attachment(MaskMeter):
             w.state.held = held
 
     def _guard(self, owner: torch.optim.Optimizer) -> None:
-        """Project before an exception leaves ``owner.step``: torch calls no hook then."""
-        original = owner.step
-        if getattr(original, "_nm_guard", None) is self:
-            return
-        before = {"step": original} if "step" in owner.__dict__ else {}
+        if all(owner is not guard.owner for guard in self._guards):
+            self._guards.append(StepGuard(owner, self._after_failure))
 
-        @functools.wraps(original)
-        def step(_: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return original(*args, **kwargs)
-            except BaseException:
-                self._depth = 0
-                self._project(count=False)
-                raise
-
-        step._nm_guard = self  # type: ignore[attr-defined]
-        owner.step = types.MethodType(step, owner)  # type: ignore[method-assign]
-        self._guards.append((owner, step, before))
+    def _after_failure(self) -> None:
+        self._depth = 0
+        self._project(count=False)
 
     def _check_whole(self, w: SparseWeight) -> None:
         """Raise unless the parameter holds its sparse weight, on a real device."""
@@ -325,10 +316,16 @@ class Attachment(MaskMeter):
         """Weights seen for the first time: ranks agree on them, and they obey their masks. The latter
         also where a checkpoint was loaded."""
         new = [w for w in weights if w.name not in self._known]
-        if new and align_ranks(new):
-            for w in new:
-                if w.name in self._history and not self.history(w).flipped("start"):
-                    del self._history[w.name]  # SAD starts at the masks of the first rank
+        if new and several_processes():
+            # All of the model's, not only this optimizer's: an optimizer forgotten for the others
+            # is found by masks that belong to their weights.
+            everything = [w for w in sparse_weights(self.model) if w.mask is not None]
+            if align_ranks(everything):
+                for w in new:
+                    if w.name in self._history and not self.history(w).flipped("start"):
+                        del self._history[w.name]  # SAD starts at the masks of the first rank
+            for w in everything:
+                w.state.unaligned = False
         for w in weights:
             if w.name in self._known and w.state.restored is None:
                 continue
@@ -343,7 +340,6 @@ class Attachment(MaskMeter):
                     )
                 )
             w.state.restored = None
-            w.state.unaligned = False
             self._known.add(w.name)
 
     def _find_dense_writes(self, weights: list[SparseWeight]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -86,17 +87,15 @@ def sparsify(
         )
     _convert(model, found, method, decay)
     model._nm_skipped = skipped  # type: ignore[assignment]
-    config = getattr(model, "config", None)
-    if hasattr(config, "save_pretrained"):  # not a dict or a dataclass of someone's own
-        modules = {target.name: target.pattern for target in found}
-        setattr(config, KEY, Manifest(pattern, method.name, decay, modules).to_dict())
+    _record(model, pattern, method, decay, found)
     return model
 
 
 def finalize(model: ModelT) -> ModelT:
     """Give a trained model its plain layers back, in place; what is published.
 
-    Weights stay the sparse ones, pruned parts are dropped, ``config.nm_sparsity`` stays.
+    Weights stay the sparse ones, pruned parts are dropped, ``config.nm_sparsity`` stays (a model
+    without a transformers config keeps no record of its pattern).
 
     Returns:
         ``model``, the same object.
@@ -148,8 +147,8 @@ def restore(
     manifest = _config_manifest(model)
     if manifest is None:
         raise ValueError(
-            f"restore needs a model whose config has {KEY!r}, as hf_nm saves it; "
-            "for a dense model call hf_nm.sparsify(model)"
+            f"restore needs a model whose config has {KEY!r}, as hf_nm saves it; for a dense model, "
+            "or one without a config to record it in, call hf_nm.sparsify(model)"
         )
     uses = {
         (f"{prefix}.{local}" if prefix else local): (module, local)
@@ -180,12 +179,10 @@ def restore(
         check_pattern(name, weight, pattern, dim)
         owners = tuple(holders[id(weight)])
         found.append(Target(name, tuple(weight.shape), dim, pattern, owners))
-    _convert(
-        model,
-        found,
-        Method.parse(manifest.method if method is None else method),
-        manifest.decay if decay is None else check_decay(decay),
-    )
+    method = Method.parse(manifest.method if method is None else method)
+    decay = manifest.decay if decay is None else check_decay(decay)
+    _convert(model, found, method, decay)
+    _record(model, manifest.pattern, method, decay, found)
     kept_dense = {row.name: f"dense in config.{KEY}" for row in report(model).skipped}
     model._nm_skipped = kept_dense  # type: ignore[assignment]
     return model
@@ -236,6 +233,21 @@ def _convert(model: nn.Module, found: list[Target], method: Method, decay: float
             make_sparse(owner, {name: state})
 
 
+def _record(
+    model: nn.Module, pattern: NMPattern, method: Method, decay: float, found: list[Target]
+) -> None:
+    """Write the manifest into a config of this model's own: others may be built from the same one."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "save_pretrained"):  # a dict or a dataclass of someone's own
+        return
+    own = copy.copy(config)
+    modules = {target.name: target.pattern for target in found}
+    setattr(own, KEY, Manifest(pattern, method.name, decay, modules).to_dict())
+    for module in model.modules():
+        if module.__dict__.get("config") is config:
+            module.__dict__["config"] = own
+
+
 def _config_manifest(model: nn.Module) -> Manifest | None:
     data: Any = getattr(getattr(model, "config", None), KEY, None)
     return None if data is None else Manifest.from_dict(data)
@@ -255,15 +267,16 @@ def _check_plain(model: nn.Module) -> None:
             f"{sparse[0].pattern}); use patterns= to mix patterns in one call, or "
             "hf_nm.finalize(model) first"
         )
-    kinds = {base.__name__: base.__module__ for base in type(model).__mro__}
+    classes = {type(module) for module in model.modules()}
+    kinds = {base.__name__: base.__module__ for kind in classes for base in kind.__mro__}
     wrapped = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
     wrapper = next((kind for kind in kinds if kind in wrapped), None)
     if wrapper is None and any(where.startswith("deepspeed") for where in kinds.values()):
         wrapper = "DeepSpeed"
     if wrapper is not None:
         raise ValueError(
-            f"the model is already wrapped by {wrapper}; make the plain model sparse first, then "
-            "wrap it"
+            f"the model, or a part of it, is already wrapped by {wrapper}; make the plain model "
+            "sparse first, then wrap it"
         )
     if isinstance(getattr(model, "_orig_mod", None), nn.Module):
         raise ValueError(

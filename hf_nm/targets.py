@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from hf_nm.mask import MASKABLE_DTYPES
 from hf_nm.pattern import NMPattern
@@ -114,6 +115,11 @@ def find_targets(
             be N:M (its input size, its type, or it is shared with a module that is not targeted).
     """
     uses = list(_uses(model))
+    lazy = [use.name for use in uses if isinstance(use.parameter, UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"{lazy[0]} has no shape yet (a lazy module); run one forward pass before sparsify"
+        )
     explicit = targets is not None
     chosen = _matcher(targets, uses, "targets")
     left_out = _matcher(exclude, uses, "exclude")
@@ -148,10 +154,10 @@ def find_targets(
             wanted = [use for use in shared if use.name.startswith(blocks)]
         dims = {input_dims(use.module).get(use.local_name) for use in shared}
         dim = next(iter(dims))
-        use_pattern = pattern
+        use_pattern, overridden = pattern, False
         for _, override, matches in overrides:
             if any(matches(use) for use in shared):
-                use_pattern = override
+                use_pattern, overridden = override, True
 
         reason = None
         if not wanted:
@@ -178,14 +184,15 @@ def find_targets(
             continue
         skipped[first.name] = reason
         named = [use for use in wanted if input_dims(use.module)]
-        if explicit and named and reason != "excluded":
+        indivisible = dim is not None and not use_pattern.divides(shape[dim])
+        if named and reason != "excluded" and (explicit or (overridden and indivisible)):
             refused.append(f"{named[0].name} {list(shape)}: {reason}")
 
     used = {(id(module), local_name) for t in found for module, local_name in t.owners}
 
     if refused:
         raise ValueError(
-            "these weights are in targets but cannot be N:M:\n  "
+            "these weights are named in targets= or patterns= but cannot be N:M:\n  "
             + "\n  ".join(refused)
             + "\nname them in exclude=, or choose another m for them in patterns="
         )

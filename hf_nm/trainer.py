@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ class NMCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._attach(kwargs["optimizer"], kwargs["model"])
+        assert self.attachment is not None
+        if state.global_step > 0 and self.attachment.step == 0:
+            warnings.warn(
+                f"training goes on from step {state.global_step} without masks and pruned weights from "
+                "its checkpoint (save_only_model, or a dense run): pruned weights start at zero and "
+                "SAD anew, so the run does not continue exactly",
+                stacklevel=2,
+            )
         if state.is_world_process_zero:
             _cut_back(Path(args.output_dir) / SAD_FILE, state.global_step)
 

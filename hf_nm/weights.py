@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_nm.layers import NMLayer
 from hf_nm.pattern import NMPattern
-from hf_nm.state import NMState
+from hf_nm.state import BrokenPatternError, NMState
 from hf_nm.wrapping import unwrap
 
 
@@ -92,9 +92,11 @@ def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
     """Let the parameters hold the dense weights ``W = S + R`` inside; project them on exit.
 
     For every write outside an optimizer's step: averaging (EMA, SWA), perturbing (SAM), merging
-    adapters, initialising by hand. On exit masks are computed from what the parameters hold then,
-    unless they are held (``mask_interval``, ``freeze_masks_at``, ``method="fixed"``); also after an
-    exception. A weight that breaks its pattern on entry is taken as a dense one, with a warning.
+    adapters, initialising by hand. ``state_dict()`` inside is the dense one; ``save_pretrained`` is
+    refused, because the config claims N:M weights. On exit masks are computed from what the
+    parameters hold then, unless they are held (``mask_interval``, ``freeze_masks_at``,
+    ``method="fixed"``); also after an exception. A weight that breaks its pattern on entry is taken
+    as a dense one, with a warning.
 
     Raises:
         ValueError: ``model`` has no N:M weight.
@@ -123,8 +125,25 @@ def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
             f"(first: {overwritten[0]}); their present values are taken as the dense weights",
             stacklevel=3,
         )
+    savers = [
+        module
+        for module in model.modules()
+        if hasattr(module, "save_pretrained") and "save_pretrained" not in module.__dict__
+    ]
+    for module in savers:
+        module.__dict__["save_pretrained"] = _refuse_to_save
     try:
         yield model
     finally:
+        for module in savers:
+            del module.__dict__["save_pretrained"]
         for w in opened:
             w.state.split(w.weight, update_mask=w.state.moves)
+
+
+def _refuse_to_save(*args: object, **kwargs: object) -> None:
+    raise BrokenPatternError(
+        "save_pretrained was called inside `with hf_nm.dense_weights(model):`, where parameters hold "
+        "dense weights that the config calls N:M; leave the context first, or save the dense weights "
+        "as a plain torch.save(model.state_dict(), ...)"
+    )

@@ -232,9 +232,26 @@ def pairs(rank: int) -> dict[str, Any]:
     return train(rank // 2, seed=rank, accumulate=2, group=groups[rank % 2])
 
 
+def forgotten(rank: int) -> dict[str, Any]:
+    """Two optimizers on halves of a model in DDP, one of them never attached: the error, if any."""
+    model = new_model(seed=rank)
+    halves = [torch.optim.SGD(layer.parameters(), lr=0.2) for layer in (model[0], model[2])]
+    wrapped = DistributedDataParallel(model)
+    hf_nm.attach(halves[0], wrapped)
+    for step in range(3):
+        model.zero_grad()
+        try:
+            loss_of(wrapped, step, rank).backward()
+        except hf_nm.BrokenPatternError as error:
+            return {"step": step, "error": str(error)}
+        for half in halves:
+            half.step()
+    return {"step": None, "error": ""}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     rank = dist.get_rank()
 
     def keep(name: str, result: dict[str, Any]) -> None:
@@ -248,6 +265,7 @@ def main(folder: Path) -> None:
         keep("independent", train(rank, seed=rank, copies=False))
         keep("trainer", trainer_runs(folder, rank))
         keep("traffic", traffic(rank))
+        keep("forgotten", forgotten(rank))
     dist.destroy_process_group()
 
 

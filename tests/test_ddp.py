@@ -87,6 +87,13 @@ def test_independent_models_are_left_alone(folder):
         assert {**result, "state": None} == {**alone, "state": None}
 
 
+def test_an_optimizer_that_was_not_attached_is_found(folder):
+    """Red if attaching one optimizer under DDP silences the other's weights."""
+    for result in seen_by(folder, "forgotten"):
+        assert result["step"] == 1
+        assert "hf_nm.attach" in result["error"]
+
+
 def test_two_models_in_four_processes(tmp_path):
     """Red if masks are taken from rank 0 by ranks whose model has another first rank, or by none."""
     results = seen_by(run_processes(tmp_path, 4), "pairs", 4)

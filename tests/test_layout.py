@@ -30,6 +30,7 @@ ORDER = [
     "surgery",
     "checkpoint",
     "ranks",
+    "guard",
     "resume",
     "optim",
     "trainer",

@@ -228,3 +228,15 @@ def test_torchs_averaged_model():
     hf_nm.verify(right.module)
     assert right.n_averaged == 3
     assert dense_parts(right.module).keys() == expected.keys()
+
+
+def test_save_pretrained_inside_is_refused(tmp_path):
+    """Red if a dense checkpoint is written whose config claims N:M weights."""
+    model = hf_nm.sparsify(models.bert())
+    with hf_nm.dense_weights(model):
+        with pytest.raises(hf_nm.BrokenPatternError, match="leave the context first"):
+            model.save_pretrained(tmp_path / "dense")
+        with pytest.raises(hf_nm.BrokenPatternError, match="leave the context first"):
+            model.bert.save_pretrained(tmp_path / "dense")
+    model.save_pretrained(tmp_path / "sparse")
+    hf_nm.verify(tmp_path / "sparse")

@@ -160,3 +160,11 @@ def test_restore_under_another_head(tmp_path: Any) -> None:
     assert len(hf_nm.verify(headed).layers) == 12
     hf_nm.restore(headed)
     assert sparse_names(headed) == sparse_names(model)
+
+
+def test_restore_with_another_method_says_so_in_the_config() -> None:
+    """Red if the next save would publish the old method."""
+    model = hf_nm.finalize(hf_nm.sparsify(bert()))
+    hf_nm.restore(model, method="ste", decay=0.5)
+    assert model.config.nm_sparsity["method"] == "ste"
+    assert model.config.nm_sparsity["decay"] == 0.5

@@ -175,3 +175,17 @@ def test_schedulers_made_before_or_after():
         assert_sparse(model)
         results.append(state_of(model, optimizer))
     assert_same_state(*results)
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.AdamW])
+def test_maximize_still_shrinks_pruned_weights(optimizer_class):
+    """Red if the decay is negated together with a gradient that is ascended."""
+    down, up = sparse_mlp(decay=0.05), sparse_mlp(decay=0.05)
+    for model, sign in ((down, 1), (up, -1)):
+        optimizer = optimizer_class(model.parameters(), lr=0.05, maximize=sign < 0)
+        hf_nm.attach(optimizer, model)
+        for step in range(8):
+            optimizer.zero_grad()
+            (sign * loss_of(model, step)).backward()
+            optimizer.step()
+    assert_same_state(state_of(up), state_of(down))

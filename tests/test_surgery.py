@@ -13,6 +13,7 @@ from models import MODELS, batch, bert, mlp, t5, vit
 from report_rows import sparse_names
 from tolerances import assert_same_bits
 from torch import nn
+from transformers import BertForSequenceClassification
 
 import hf_nm
 from hf_nm import nm_mask
@@ -211,3 +212,26 @@ def test_two_models_do_not_see_each_other() -> None:
     hf_nm.sparsify(second, 1, 4)
     hf_nm.finalize(first)
     assert len(hf_nm.sparse_weights(second)) == 12
+
+
+def test_a_config_shared_by_two_models_is_not_written() -> None:
+    """Red if the dense model claims what the sparse one is."""
+    config = bert().config
+    sparse, dense = (BertForSequenceClassification(config) for _ in range(2))
+    hf_nm.sparsify(sparse)
+    assert sparse.config.nm_sparsity["n"] == 2
+    assert sparse.bert.config is sparse.config
+    assert not hasattr(dense.config, "nm_sparsity")
+    hf_nm.sparsify(dense)
+
+
+def test_a_lazy_layer_is_named() -> None:
+    model = nn.Sequential(nn.LazyLinear(8))
+    with pytest.raises(ValueError, match=r"0\.weight has no shape yet"):
+        hf_nm.sparsify(model, targets="*")
+
+
+def test_a_part_that_is_wrapped_is_found(single_process_group: None) -> None:
+    inner = nn.parallel.DistributedDataParallel(nn.Linear(8, 8))
+    with pytest.raises(ValueError, match="DistributedDataParallel"):
+        hf_nm.sparsify(nn.Sequential(inner), targets="*")

@@ -369,3 +369,9 @@ def test_integer_weights() -> None:
     model.layers[0].first.weight = weight
     hf_nm.sparsify(model)
     assert reasons(model) == {"layers.0.first.weight": "dtype torch.int8 cannot be N:M"}
+
+
+def test_a_pattern_that_a_named_weight_cannot_have_is_refused() -> None:
+    """Red if the weight is silently left dense although the default pattern fits it."""
+    with pytest.raises(ValueError, match=r"input size 32 is not a multiple of m=64"):
+        hf_nm.sparsify(bert(), patterns={"*.dense": "1:64"})

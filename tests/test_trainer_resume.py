@@ -221,11 +221,23 @@ def test_checkpoints_of_a_dense_run(tmp_path):
     dense = build(tmp_path, Trainer, model=one_layer_bert(), save_strategy="steps", save_steps=6)
     dense.train()
     trainer = build(tmp_path, max_steps=15)
-    with pytest.warns(UserWarning, match="saved without hf_nm"):
+    with (
+        pytest.warns(UserWarning, match="saved without hf_nm"),
+        pytest.warns(UserWarning, match="goes on from step 12 without masks"),
+    ):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
     assert_sparse(trainer.model)
     assert trainer.nm_callback.attachment.step == 3
     assert trainer.state.global_step == 15
+
+
+def test_checkpoints_without_the_optimizer(tmp_path):
+    """Red if a run that cannot continue exactly says nothing."""
+    build(tmp_path, save_strategy="steps", save_steps=6, save_only_model=True).train()
+    trainer = build(tmp_path, max_steps=15)
+    with pytest.warns(UserWarning, match="goes on from step 12 without masks"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert_sparse(trainer.model)
 
 
 def test_checkpoints_of_other_options_are_refused(tmp_path):

@@ -18,9 +18,8 @@ State = dict[str, Tensor]
 
 def sparse_mlp(*sizes: int, dtype: torch.dtype = torch.float32, **options: Any) -> nn.Sequential:
     """A small network with all its matrices N:M: the same weights at every call."""
-    from models import (
-        mlp,
-    )  # here: transformers takes long to import, and other processes do without
+    # Here: transformers takes long to import, and test_ddp's processes do without.
+    from models import mlp
 
     return hf_nm.sparsify(mlp(*(sizes or SIZES), dtype=dtype), targets="*", **options)
 

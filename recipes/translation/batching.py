@@ -1,9 +1,7 @@
-"""Which sentences share a batch: batches by token count, the same ones however many processes share
-them.
+"""Which sentences share a batch: batches by token count, the same ones for any number of processes.
 
 Words used here: a *micro-batch* is what one process runs through the model at once; an *update* is
-one
-optimizer step, made of `batches_per_update` micro-batches, which is processes x accumulation steps.
+one optimizer step, made of `batches_per_update` micro-batches, which is processes x accumulation steps.
 Micro-batch number `i` of an epoch goes to process `i % world_size`, so 2 processes x accumulation
 `k` see the same updates as 1 process x accumulation `2k`.
 
