@@ -170,9 +170,9 @@ def compare(folders: Sequence[str | Path], write_to: str | Path | None = None) -
     given.
 
     Columns: run, method, pattern, steps, test score, its difference to the dense run, mean flip
-    rate (fraction of the N:M weights per step), SAD summed over the logging intervals and against the start (mask
-    entries), training time relative to the dense run. Differences and ratios need exactly one dense
-    run among them. Scores of different signatures are not put into one table.
+    rate (fraction of the N:M weights per step), SAD summed over the logging intervals and against
+    the start (mask entries), training time relative to the dense run. Differences and ratios need
+    exactly one dense run among them. Scores of different signatures are not put into one table.
 
     Args:
         folders: output directories of recipes, or paths of `results.json`.

@@ -72,8 +72,15 @@ def test_every_public_name_is_in_the_readme() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("**/*.md")), ids=lambda path: path.name)
-def test_no_placeholder_is_left(path: Path) -> None:
+PAGES = [
+    "README.md",
+    "CHANGELOG.md",
+    *(f"recipes/{page}/README.md" for page in ("translation", "benchmark")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_placeholder_is_left(page: str) -> None:
     """Red if a table was never filled in."""
-    text = path.read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     assert not re.search(r"^[A-Z0-9_]+$|TODO|TBD", text, flags=re.MULTILINE)
