@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -19,6 +20,10 @@ from transformers.utils import logging
 logging.disable_progress_bar()
 logging.set_verbosity_error()
 torch.set_num_threads(1)  # the tensors are tiny, and other processes share the machine
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "translation"
+sys.path.insert(0, str(RECIPE))  # a recipe's files import each other by their bare names
 
 DEVICES = ["cpu"]
 if torch.cuda.is_available():

@@ -17,21 +17,10 @@ from training import (
     sparse_mlp,
     state_of,
     train,
+    trained,
 )
 
 import hf_nm
-
-
-def trained(steps=4, **options):
-    model = sparse_mlp(**options)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    hf_nm.attach(optimizer, model)
-    train(model, optimizer, range(steps))
-    return model, optimizer
-
-
-def dense_parts(model):
-    return {w.name: w.dense_weight() for w in hf_nm.sparse_weights(model)}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

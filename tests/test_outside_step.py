@@ -15,25 +15,15 @@ from training import (
     SIZES,
     assert_same_state,
     assert_sparse,
+    dense_parts,
     loss_of,
     sparse_mlp,
     state_of,
     train,
+    trained,
 )
 
 import hf_nm
-
-
-def trained(steps=4, **options):
-    model = sparse_mlp(**options)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    hf_nm.attach(optimizer, model)
-    train(model, optimizer, range(steps))
-    return model, optimizer
-
-
-def dense_parts(model):
-    return {w.name: w.dense_weight() for w in hf_nm.sparse_weights(model)}
 
 
 def test_parameters_hold_the_dense_weight_inside():

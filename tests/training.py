@@ -125,3 +125,17 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         yield path, value.detach().clone()
     elif isinstance(value, bool | int | float):
         yield path, torch.tensor(value, dtype=torch.float64)
+
+
+def trained(steps: int = 4, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A sparse network and its attached AdamW after some steps."""
+    model = sparse_mlp(**options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    hf_nm.attach(optimizer, model)
+    train(model, optimizer, range(steps))
+    return model, optimizer
+
+
+def dense_parts(model: nn.Module) -> State:
+    """The dense weights by name."""
+    return {w.name: w.dense_weight() for w in hf_nm.sparse_weights(model)}

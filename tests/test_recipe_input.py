@@ -1,0 +1,150 @@
+"""The translation recipe's files and options, good and bad."""
+
+import gzip
+import json
+import re
+
+import pytest
+import train
+import yaml
+from conftest import RECIPE
+from datasets import Dataset, DatasetDict
+from options import parse
+from text_pairs import load_pairs, read_pairs
+
+
+def test_read_text_pairs(tmp_path):
+    r"""Red if lines are cut at U+2028 or \r, or the two sides are swapped."""
+    english, german = "one\u2028still one\r\ntwo\n", "\ufeffeins\nzwei"
+    (tmp_path / "x.en").write_bytes(english.encode())
+    with gzip.open(tmp_path / "x.de.gz", "wt", encoding="utf-8") as file:
+        file.write(german)
+    files = [str(tmp_path / "x.en"), str(tmp_path / "x.de.gz")]
+    assert read_pairs(files) == (["one\u2028still one", "two"], ["eins", "zwei"])
+
+
+def test_read_tables(tmp_path):
+    """Red if quotes are eaten, columns are taken by position, or nested JSON is not found."""
+    (tmp_path / "x.tsv").write_text('id\tde\ten\n7\t"eins\tone "1"\n', "utf-8")
+    assert read_pairs([str(tmp_path / "x.tsv")]) == (['one "1"'], ['"eins'])
+    rows = [{"en": "a", "de": "b"}, {"translation": {"en": "c", "de": "d"}}]
+    with gzip.open(tmp_path / "x.jsonl.gz", "wt") as file:
+        file.write("\n".join(map(json.dumps, rows)))
+    assert read_pairs([str(tmp_path / "x.jsonl.gz")]) == (["a", "c"], ["b", "d"])
+    assert read_pairs([str(tmp_path / "x.jsonl.gz")], "de", "en") == (["b", "d"], ["a", "c"])
+
+
+BAD_FILES = [
+    ({"x.en": b"a\nb\nc\n", "x.de": b"a\nb\n"}, r"x.en has 3 lines and .*x.de has 2: from line 3"),
+    ({"x.en": b"", "x.de": b"a\n"}, r"x.en: the file is empty"),
+    ({"x.en": b"a\n\xff\xfeb\n", "x.de": b"a\nb\n"}, r"x.en, line 2: byte 0 \(0xff\) is not UTF-8"),
+    ({"x.en": b"a\nb\0c\n", "x.de": b"a\nb\n"}, r"x.en, line 2: a NUL byte"),
+    ({"x.en.gz": b"plain", "x.de": b"a\n"}, r"x.en.gz: not a whole gzip file"),
+    (
+        {"x.en.gz": gzip.compress(b"a\n" * 999)[:-9], "x.de": b"a\n"},
+        r"x.en.gz: not a whole gzip file",
+    ),
+    ({"x.tsv": b"en\tfr\na\tb\n"}, r"x.tsv, line 1: no column 'de' among \['en', 'fr'\]"),
+    ({"x.tsv": b"en\tde\na\tb\na\n"}, r"x.tsv, line 3: 1 columns, but line 1 names 2"),
+    ({"x.tsv": b"en\tde\n"}, r"x.tsv: the file holds no sentence pair"),
+    ({"x.jsonl": b'{"en": "a", "de": "b"}\n[1\n'}, r"x.jsonl, line 2: not a JSON object"),
+    ({"x.jsonl": b'{"en": "a"}\n'}, r"x.jsonl, line 1: no text under the key 'de'"),
+    ({"x.jsonl": b'["a", "b"]\n'}, r"x.jsonl, line 1: no text under the key 'en'"),
+    ({"x.jsonl": b'{"en": "a", "de": 3}\n'}, r"x.jsonl, line 1: no text under the key 'de'"),
+    ({"x.txt": b"a\n"}, r"x.txt: one file alone must be .tsv or .jsonl"),
+    ({"a": b"a\n", "b": b"a\n", "c": b"a\n"}, r"expected two text files .* got 3"),
+]
+
+
+@pytest.mark.parametrize(("files", "message"), BAD_FILES)
+def test_bad_files(tmp_path, files, message):
+    """Red if bad input is read as something else, or the error names no file."""
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_pairs([str(tmp_path / name) for name in files])
+
+
+def test_missing_file(tmp_path):
+    """Red if a wrong path gives anything but its name."""
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.en: no such file"):
+        read_pairs([str(tmp_path / "nowhere.en"), str(tmp_path / "nowhere.de")])
+
+
+def test_empty_sides(tmp_path):
+    """Red if an empty training pair is lost silently, or an empty test pair changes the score."""
+    (tmp_path / "x.en").write_text("a\n\nc\n")
+    (tmp_path / "x.de").write_text("a\nb\n \n")
+    files = [str(tmp_path / "x.en"), str(tmp_path / "x.de")]
+    splits, left_out = load_pairs({"train": files})
+    assert splits["train"].to_list() == [{"source": "a", "target": "a"}]
+    assert left_out == {"train": 2}
+    with pytest.raises(ValueError, match="sentence pair 2 of the test split has an empty side"):
+        load_pairs({"test": files})
+
+
+def test_hub_data(monkeypatch, tmp_path):
+    """Red if the Hub's pairs are turned round: this recipe translates into German."""
+    pairs = [
+        {"translation": {"de": "eins", "en": "one"}},
+        {"translation": {"de": "zwei", "en": "two"}},
+    ]
+    hub = DatasetDict(
+        {split: Dataset.from_list(pairs) for split in ("train", "validation", "test")}
+    )
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *name: asked.append(name) or hub)
+    recipe, _ = parse([str(RECIPE / "configs" / "wmt14_base.yaml"), "--output_dir", str(tmp_path)])
+    splits, _ = train.load_corpus(recipe)
+    assert asked == [("wmt14", "de-en")]
+    assert splits["test"].to_list() == [
+        {"source": "one", "target": "eins"},
+        {"source": "two", "target": "zwei"},
+    ]
+    monkeypatch.undo()
+    with pytest.raises(ConnectionError, match=r"wmt14.*without a network give --train_files"):
+        train.load_corpus(recipe)
+
+
+@pytest.mark.parametrize("config", ["embedded", "local", "wmt14_base"])
+def test_shipped_configs(config, tmp_path):
+    """Red if a shipped file has a key the recipe does not know."""
+    path = RECIPE / "configs" / f"{config}.yaml"
+    recipe, arguments = parse([str(path), "--output_dir", str(tmp_path)])
+    values = yaml.safe_load(path.read_text())
+    assert recipe.d_model == values["d_model"]
+    assert arguments.learning_rate == float(values["learning_rate"])
+    assert (arguments.adam_beta2, arguments.adam_epsilon) == (0.98, 1e-9)
+    assert arguments.report_to in ([], ["none"])
+
+
+def test_command_line_overrides_yaml(tmp_path):
+    """Red if the file wins over the command line, or numbers such as 7e-4 stay text."""
+    (tmp_path / "x.yaml").write_text("max_steps: 7\nlearning_rate: 7e-4\ntrain_files: [a, b]\n")
+    recipe, arguments = parse(
+        [str(tmp_path / "x.yaml"), "--max_steps", "100", "--method=dense", "--output_dir", "o"]
+    )
+    assert (arguments.max_steps, arguments.learning_rate) == (100, 7e-4)
+    assert (recipe.method, recipe.train_files, recipe.vocab_size) == ("dense", ["a", "b"], 8000)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("max_step: 7\n", [], "unknown key 'max_step'; did you mean 'max_steps'"),
+        ("max_steps: many\n", [], "argument --max_steps.*invalid int value: 'many'"),
+        ("method: topk\n", [], "invalid choice: 'topk'"),
+        ("", ["--max_step", "7"], "unknown option --max_step 7; did you mean --max_steps"),
+        ("- a\n", [], "must hold keys and values"),
+    ],
+)
+def test_wrong_options(tmp_path, capsys, text, options, message):
+    """Red if a misspelt option is ignored, which trains something else than asked for."""
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        parse([str(tmp_path / "x.yaml"), *options])
+    assert_match(message, capsys.readouterr().err)
+
+
+def assert_match(pattern: str, text: str) -> None:
+    assert re.search(pattern, text, re.DOTALL), text

@@ -1,0 +1,152 @@
+"""The translation recipe run whole: in one and two processes, resumed, offline."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import train
+from conftest import RECIPE, ROOT
+from corpus import embedded_corpus
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM
+
+import hf_nm
+
+
+@pytest.fixture(scope="module")
+def toy_files(tmp_path_factory):
+    """48 training, 6 validation, 5 test pairs as text files."""
+    folder = tmp_path_factory.mktemp("toy")
+    options = []
+    for split, count in {"train": 48, "validation": 6, "test": 5}.items():
+        pairs = embedded_corpus().splits[split][:count]
+        for side, language in enumerate(("en", "de")):
+            text = "".join(pair[side] + "\n" for pair in pairs)
+            (folder / f"{split}.{language}").write_text(text, "utf-8")
+        options += [f"--{split}_files", f"{folder}/{split}.en", f"{folder}/{split}.de"]
+    return options
+
+
+TINY = "--d_model 16 --ffn_dim 32 --layers 1 --heads 2 --vocab_size 400 --dropout 0 --num_beams 2"
+TINY += " --max_tokens 256 --max_steps 6 --logging_steps 1 --eval_steps 3 --warmup_steps 3"
+TINY += " --decay 0.01 --save_strategy steps --save_steps 5"
+EMBEDDED = RECIPE / "configs" / "embedded.yaml"
+
+
+def run_here(*arguments) -> None:
+    """The script in this process, on one thread, as OMP_NUM_THREADS=1 would have it."""
+    threads, argv = torch.get_num_threads(), sys.argv
+    torch.set_num_threads(1)
+    sys.argv = [str(RECIPE / "train.py"), *map(str, arguments)]
+    try:
+        train.main()
+    finally:
+        torch.set_num_threads(threads)
+        sys.argv = argv
+
+
+@pytest.fixture(scope="module")
+def two_runs(toy_files, tmp_path_factory):
+    """The same sparse run in one process with accumulation 2, and launched in two processes."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    options = [EMBEDDED, *toy_files, *TINY.split()]
+    run_here(*options, "--output_dir", one, "--gradient_accumulation_steps", "2")
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", RECIPE / "configs" / "accelerate_cpu2.yaml", RECIPE / "train.py"]
+    found = subprocess.run(
+        [*map(str, command), *map(str, options), "--output_dir", str(two)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr[-4000:]
+    assert "Warning" not in found.stderr, found.stderr[-4000:]
+    return one, two
+
+
+def _history(folder: Path) -> list[dict]:
+    state = json.loads((folder / "trainer_state.json").read_text())
+    dropped = ("runtime", "per_second", "flos")
+    return [
+        {key: value for key, value in row.items() if not any(word in key for word in dropped)}
+        for row in state["log_history"]
+    ]
+
+
+def test_two_processes_equal_one(two_runs):
+    """Red if the loss or gradient is scaled by the processes, or the batches are dealt out wrongly.
+
+    Bit for bit: the sum of two micro-batches' gradients is the same number in both.
+    """
+    one, two = two_runs
+    assert json.loads((two / "results.json").read_text())["hardware"]["processes"] == 2
+    history = _history(one)
+    assert len([row for row in history if "loss" in row]) == 6
+    assert history == _history(two)
+    # an untrained model guesses among all tokens; twice that would be a sum over micro-batches
+    assert history[0]["loss"] == pytest.approx(math.log(400), abs=0.5)
+    weights = load_file(one / "model.safetensors")
+    others = load_file(two / "model.safetensors")
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, others[name]), name
+    results = [json.loads((folder / "results.json").read_text()) for folder in two_runs]
+    assert results[0]["score"] == results[1]["score"]
+    assert results[0]["samples"] == results[1]["samples"]
+
+
+def test_saved_checkpoint_and_results(two_runs):
+    """Red if the folder is not an ordinary, sparse, complete checkpoint."""
+    one, _ = two_runs
+    results = json.loads((one / "results.json").read_text())
+    assert results["reloaded_logits_equal"] is True
+    assert results["score"]["signature"].startswith("nrefs:1|case:mixed")
+    assert (results["steps"], results["sad"]["intervals"]) == (6, 6)
+    model = AutoModelForSeq2SeqLM.from_pretrained(one)
+    rows = {row["name"]: row for row in results["sparsity"]}
+    # 1 encoder layer: 4 + 2 matrices; 1 decoder layer: 8 + 2
+    assert len(rows) == 16
+    for name, row in rows.items():
+        weight = model.get_parameter(name)
+        assert (row["shape"], row["pattern"]) == (list(weight.shape), "2:4")
+        assert row["kept"] == weight.numel() // 2
+        assert ((weight.view(-1, 4) != 0).sum(1) <= 2).all()
+    assert hf_nm.verify(one)
+    assert {"sad.png", "results.md", "nm_sad.jsonl", "tokenizer.json"} <= set(os.listdir(one))
+    assert results["score"]["signature"].replace("|", "\\|") in (one / "results.md").read_text()
+
+
+def test_resume_skips_what_was_seen(toy_files, two_runs, tmp_path):
+    """Red if a resumed run trains on other batches than the uninterrupted one, here in epoch 2."""
+    one, _ = two_runs
+    run_here(
+        *[EMBEDDED, *toy_files, *TINY.split(), "--output_dir", tmp_path],
+        *["--gradient_accumulation_steps", "2"],
+        *["--resume_from_checkpoint", one / "checkpoint-5"],
+    )
+    last = [[row for row in _history(f) if "loss" in row] for f in (tmp_path, one)]
+    assert last[0][-1]["step"] == 6
+    assert last[0][-1]["epoch"] > 1
+    assert last[0] == last[1]
+    weights = load_file(tmp_path / "model.safetensors")
+    others = load_file(one / "model.safetensors")
+    for name, weight in weights.items():
+        assert torch.equal(weight, others[name]), name
+
+
+def test_wmt14_config_starts_offline(toy_files, tmp_path):
+    """Red if the big configuration needs the network, or its sizes do not build."""
+    config = RECIPE / "configs" / "wmt14_base.yaml"
+    run_here(
+        *[config, *toy_files, "--output_dir", tmp_path, "--max_steps", "2", "--logging_steps", "1"],
+        # two layers instead of twelve, and micro-batches for 48 sentences: the rest as shipped
+        *["--layers", "1", "--max_tokens", "64", "--num_beams", "1", "--save_strategy", "no"],
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["steps"], results["method"]) == (2, "sr-ste")
+    assert [2048, 512] in [row["shape"] for row in results["sparsity"]]
