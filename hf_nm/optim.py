@@ -26,7 +26,7 @@ from hf_nm.meter import MaskMeter
 from hf_nm.ranks import align_ranks, several_processes
 from hf_nm.state import BrokenPatternError
 from hf_nm.weights import SparseWeight, sparse_weights, wrote_dense
-from hf_nm.wrapping import checked_model, inner_optimizer
+from hf_nm.wrapping import checked_model, inner_optimizer, refuse_sharded_weight
 
 
 def attach(
@@ -304,6 +304,7 @@ class Attachment(MaskMeter):
                 f"{w.name} is on the meta device; load its values before attach or step "
                 "(model.to_empty(...), then model.load_state_dict(...))"
             )
+        refuse_sharded_weight(w.name, w.weight)
         w.state.settle(w.weight)
         if w.state.is_dense:
             raise RuntimeError(
