@@ -110,35 +110,39 @@ def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
     for w in weights:
         w.state.settle(w.weight)
     opened = [w for w in weights if not w.state.is_dense and w.mask is not None]
-    overwritten = []
-    for w in opened:
-        if w.state.breaks(w.weight):
-            overwritten.append(w.name)
-            w.state.is_dense = True
-            if w.state.pruned is not None:
-                w.state.pruned.zero_()
-        else:
-            w.state.merge(w.weight)
-    if overwritten:
-        warnings.warn(
-            f"{len(overwritten)} N:M weights held values where their masks say zero "
-            f"(first: {overwritten[0]}); their present values are taken as the dense weights",
-            stacklevel=3,
-        )
     savers = [
         module
         for module in model.modules()
         if hasattr(module, "save_pretrained") and "save_pretrained" not in module.__dict__
     ]
-    for module in savers:
-        module.__dict__["save_pretrained"] = _refuse_to_save
-    try:
+    try:  # from here on whatever raises (a warning made an error, too) leaves sparse weights behind
+        for module in savers:
+            module.__dict__["save_pretrained"] = _refuse_to_save
+        overwritten = [w.name for w in opened if not _open(w)]
+        if overwritten:
+            warnings.warn(
+                f"{len(overwritten)} N:M weights held values where their masks say zero "
+                f"(first: {overwritten[0]}); their present values are taken as the dense weights",
+                stacklevel=3,
+            )
         yield model
     finally:
         for module in savers:
-            del module.__dict__["save_pretrained"]
+            module.__dict__.pop("save_pretrained", None)
         for w in opened:
             w.state.split(w.weight, update_mask=w.state.moves)
+
+
+def _open(w: SparseWeight) -> bool:
+    """Let the parameter hold its dense weight; False where it was overwritten and is one already."""
+    whole = not w.state.breaks(w.weight)
+    if whole:
+        w.state.merge(w.weight)
+    else:
+        w.state.is_dense = True
+        if w.state.pruned is not None:
+            w.state.pruned.zero_()
+    return whole
 
 
 def _refuse_to_save(*args: object, **kwargs: object) -> None:

@@ -60,7 +60,7 @@ def _refuse_by_name(optimizer: Any) -> None:
                 f"{base.__name__} updates weights during the backward pass, so there is no step to "
                 "attach to; use AdamW, Adafactor or another torch optimizer"
             )
-        if base.__name__ in ("LayerWiseDummyOptimizer",):
+        if base.__name__ == "LayerWiseDummyOptimizer":
             raise TypeError(
                 "layer-wise optimizers (galore_adamw_layerwise and its kin) step once per parameter "
                 "during the backward pass; use the same optimizer without layer-wise updates "

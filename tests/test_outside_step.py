@@ -230,3 +230,14 @@ def test_save_pretrained_inside_is_refused(tmp_path):
             model.bert.save_pretrained(tmp_path / "dense")
     model.save_pretrained(tmp_path / "sparse")
     hf_nm.verify(tmp_path / "sparse")
+
+
+def test_a_warning_made_an_error_leaves_sparse_weights():
+    """Red if the weights stay dense when entering fails."""
+    model, _ = trained()
+    with torch.no_grad():
+        next(iter(hf_nm.sparse_weights(model))).weight.fill_(1.0)
+    with pytest.raises(UserWarning, match="taken as the dense weights"), hf_nm.dense_weights(model):
+        pass  # warnings are errors here
+    assert_sparse(model)
+    assert not any(w.state.is_dense for w in hf_nm.sparse_weights(model))
