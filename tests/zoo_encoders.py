@@ -148,6 +148,7 @@ ENCODERS = {
             "funnel.encoder.blocks.*.*.attention.q_head.weight",
             "funnel.encoder.blocks.*.*.ffn.linear_2.weight",
         ),
+        dims={"*.r_kernel": -3},
     ),
     "mpnet": Entry(
         "MPNetForMaskedLM",
@@ -173,6 +174,7 @@ ENCODERS = {
             "transformer.layer.*.rel_attn.r_w_bias",
         ),
         sparse=("transformer.layer.*.ff.layer_1.weight",),
+        dims={"*.rel_attn.[qkvr]": -3},
     ),
 }
 

@@ -46,7 +46,7 @@ LAST = {
             "shared_expert_intermediate_size": 48,
         },
         text,
-        dense=(*_DENSE, "model.layers.*.mlp.gate.weight"),
+        dense=(*_DENSE, "model.layers.*.mlp.gate.weight", "*.mlp.shared_expert_gate.weight"),
         sparse=(*_FUSED, "model.layers.*.mlp.shared_expert.up_proj.weight"),
     ),
     "deepseek_v3": Entry(  # the first block has no experts; projections of low rank
@@ -234,6 +234,7 @@ APART = {
         text,
         dense=("lm_head.weight", "transformer.wte.weight", "*.ffn.router.layer.weight"),
         sparse=("transformer.blocks.*.norm_attn_norm.attn.Wqkv.weight",),
+        dims={"*.mlp.w2": -2},  # [experts * inputs, outputs]
     ),
     "switch_transformers": Entry(
         "SwitchTransformersForConditionalGeneration",

@@ -173,7 +173,12 @@ MULTIMODAL = {
             "vision_end_token_id": 2,
         },
         _qwen,
-        dense=("lm_head.weight", "*embed_tokens.weight", "model.visual.patch_embed.*"),
+        dense=(
+            "lm_head.weight",
+            "*embed_tokens.weight",
+            "model.visual.patch_embed.*",
+            "model.visual.merger.*",
+        ),
         sparse=("model.visual.blocks.*.attn.qkv.weight", "model.language_model.layers.*.q_proj.*t"),
     ),
     "mllama": Entry(  # the second block of the text reads the image
@@ -197,7 +202,12 @@ MULTIMODAL = {
             "image_token_index": IMAGE,
         },
         _mllama,
-        dense=("lm_head.weight", "*embed_tokens.weight", "model.multi_modal_projector.*"),
+        dense=(
+            "lm_head.weight",
+            "*embed_tokens.weight",
+            "*positional_embedding.*",
+            "model.multi_modal_projector.*",
+        ),
         sparse=(
             "model.language_model.layers.1.cross_attn.k_proj.weight",
             "model.vision_model.transformer.layers.*.mlp.fc1.weight",
@@ -257,7 +267,7 @@ MULTIMODAL = {
             },
         },
         _unlabelled_pairs,
-        dense=("*embeddings*", "token_type_embeddings.weight"),
+        dense=("*embeddings*", "cross_modal_*_pooler.*", "cross_modal_*_transform.*"),
         sparse=(
             "vision_model.visual.transformer.resblocks.*.attn.in_proj_weight",
             "text_model.encoder.layer.*.intermediate.dense.weight",

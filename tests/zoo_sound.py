@@ -131,7 +131,7 @@ SPEECH = {
             "max_source_positions": 16,
         },
         _speaking,
-        dense=("encoder.embed.weight", "speech_decoder_postnet.feat_out.weight"),
+        dense=("encoder.embed.weight", "*_predictor.*", "speech_decoder_postnet.*"),
         sparse=("encoder.conformer_layers.*.self_attn.linear_q.weight",),
     ),
     "seamless_m4t": Entry(
@@ -158,6 +158,7 @@ SPEECH = {
         dense=("lm_head.weight", "shared.weight"),
         sparse=(
             "speech_encoder.encoder.layers.*.ffn1.intermediate_dense.weight",
+            "speech_encoder.adapter.layers.*.ffn.intermediate_dense.weight",
             "text_decoder.layers.*.cross_attention.q_proj.weight",
         ),
     ),
@@ -204,7 +205,11 @@ SERIES = {
             "moving_average": 5,
         },
         _series,
-        dense=("parameter_projection.*", "model.*.value_embedding.value_projection.weight"),
+        dense=(
+            "parameter_projection.*",
+            "model.*.value_embedding.value_projection.weight",
+            "model.decoder.seasonality_projection.weight",
+        ),
         sparse=("model.encoder.layers.*.fc1.weight", "model.decoder.layers.*.fc2.weight"),
     ),
 }

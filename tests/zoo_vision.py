@@ -199,15 +199,18 @@ DETECTION = {
             },
         },
         pictures(64),
-        dense=("*class_embed*", "*bbox_embed*"),
+        dense=("*class_embed*", "*bbox_embed*", "model.enc_*_head.*"),
         sparse=("model.decoder.layers.*.fc1.weight",),
     ),
     "mask2former": Entry(  # nn.MultiheadAttention in the decoder
         "Mask2FormerModel",
         _MASK_FORMER | {"feature_size": WIDTH, "mask_feature_size": WIDTH},
         pictures(32),
-        dense=("*.queries_embedder.weight", "*.level_embed.weight"),
-        sparse=("*.cross_attn.in_proj_weight",),
+        dense=("*.queries_embedder.weight", "*.level_embed.weight", "*.mask_embedder.*"),
+        sparse=(
+            "transformer_module.decoder.layers.*.cross_attn.in_proj_weight",
+            "pixel_level_module.decoder.encoder.layers.*.fc1.weight",
+        ),
     ),
     "oneformer": Entry(
         "OneFormerModel",
@@ -224,8 +227,8 @@ DETECTION = {
             "query_dec_layers": 1,
         },
         _task,
-        dense=("*.queries_embedder.weight",),
-        sparse=("*.in_proj_weight",),
+        dense=("*.queries_embedder.weight", "*.class_embed.weight", "*.mask_embed.*"),
+        sparse=("*.in_proj_weight", "transformer_module.decoder.layers.*.ffn.linear1.weight"),
     ),
     "sam": Entry(  # two kinds of blocks: the image's layers and the mask decoder's
         "SamModel",
@@ -256,6 +259,8 @@ DETECTION = {
             "vision_encoder.patch_embed.*",
             "mask_decoder.iou_token.weight",
             "mask_decoder.iou_prediction_head.*",
+            "mask_decoder.output_hypernetworks_mlps.*",
+            "mask_decoder.upscale_conv?.weight",
             "prompt_encoder.*",
         ),
         sparse=(
