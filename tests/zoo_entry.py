@@ -30,7 +30,8 @@ class Entry:
         batch: makes the inputs, with labels where the model has a loss.
         dense: globs of parameter names that stay dense: heads, embeddings, routers.
         sparse: globs of parameter names that become N:M.
-        dims: glob of names to input dimension, for N:M weights that have it not last.
+        dims: glob of names to input dimension, for N:M weights that have it not where
+            their kind has it: last, or second in a convolution.
         config: the config's class by name, where ``model.config_class`` is not the one.
     """
 

@@ -83,6 +83,7 @@ SPEECH = {
         sparse=(
             "wav2vec2_conformer.encoder.layers.*.ffn1.intermediate_dense.weight",
             "*.self_attn.linear_pos.weight",
+            "*.conv_module.pointwise_conv1.weight",
         ),
     ),
     "whisper": Entry(
@@ -132,7 +133,10 @@ SPEECH = {
         },
         _speaking,
         dense=("encoder.embed.weight", "*_predictor.*", "speech_decoder_postnet.*"),
-        sparse=("encoder.conformer_layers.*.self_attn.linear_q.weight",),
+        sparse=(
+            "encoder.conformer_layers.*.self_attn.linear_q.weight",
+            "decoder.conformer_layers.*.feed_forward.conv1.weight",  # over time
+        ),
     ),
     "seamless_m4t": Entry(
         "SeamlessM4TForSpeechToText",

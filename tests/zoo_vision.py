@@ -123,9 +123,8 @@ IMAGES = {
         dense=("decode_head.classifier.weight", "segformer.stages.*.patch_embeddings.*"),
         sparse=(
             "segformer.stages.*.blocks.0.attention.q_proj.weight",
-            "segformer.stages.*.blocks.0.attention.sequence_reduction.*.weight",
+            "segformer.stages.*.sequence_reduction.sequence_reduction.weight",
         ),
-        dims={"*.sequence_reduction.*": -3},
     ),
     "mobilevit": Entry(  # inverted residuals of convolutions around transformer layers
         "MobileViTForImageClassification",
@@ -155,7 +154,6 @@ IMAGES = {
         images(32),
         dense=("classifier.1.weight", "resnet.embedder.*"),
         sparse=("resnet.encoder.stages.*.layers.*.layer.*.convolution.weight",),
-        dims={"*.convolution.weight": -3},
     ),
 }
 
