@@ -46,7 +46,7 @@ def test_chosen_weights(entry: Entry) -> None:
 
 @pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces a better way to train:FutureWarning")
 def test_a_step_and_a_plain_checkpoint(entry: Entry, tmp_path: Path) -> None:
-    """Fails if a step breaks a pattern or leaves every weight as it was, if a weight changes its
+    """Fails if a step breaks a pattern or leaves a weight with a gradient as it was, if one changes its
     name or values on the way to the file and back, or if another module is what is loaded."""
     model = hf_nm.sparsify(entry.build())
     before = {w.name: w.weight.detach().clone() for w in hf_nm.sparse_weights(model)}
