@@ -152,11 +152,13 @@ def _claims(manifest: Any, names: Any, source: str) -> Claims:
             f"{source} has no {KEY!r}, so nothing claims to be N:M; save a model made by "
             "hf_nm.sparsify"
         )
-    claimed = Manifest.from_dict(manifest).modules
-    found = match_names(claimed, names)
-    # A claimed name that is not there stays, and is reported as missing. Every kind of weight so
-    # far has its input dimension last.
-    return {found.get(name, name): (pattern, -1) for name, pattern in claimed.items()}
+    claimed = Manifest.from_dict(manifest)
+    found = match_names(claimed.modules, names)
+    # A claimed name that is not there stays, and is reported as missing.
+    return {
+        found.get(name, name): (pattern, claimed.dims.get(name, -1))
+        for name, pattern in claimed.modules.items()
+    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

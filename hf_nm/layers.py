@@ -61,6 +61,15 @@ class NMLayer(nn.Module):
                 state.take(weight)
             state.watch(weight)
 
+    def extra_repr(self) -> str:
+        states = self.__dict__.get("_nm", {})
+        only = list(states) == ["weight"]
+        nm = [
+            f"{'' if only else f'{name}: '}{state.pattern} {state.method.name}"
+            for name, state in states.items()
+        ]
+        return ", ".join([part for part in [super().extra_repr(), *nm] if part])
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for name, weight_state in self._nm.items():
@@ -135,11 +144,6 @@ class NMLinear(NMLayer, nn.Linear):
         """``W = S + R``, a new tensor ``[out_features, in_features]``: what the optimizer trains."""
         return self._nm["weight"].dense(self.weight)
 
-    def extra_repr(self) -> str:
-        state = self.__dict__.get("_nm", {}).get("weight")
-        nm = f", {state.pattern} {state.method.name}" if state is not None else ""
-        return super().extra_repr() + nm
-
 
 _SPARSE_CLASSES: dict[type[nn.Module], type[NMLayer]] = {nn.Linear: NMLinear}
 
@@ -173,8 +177,8 @@ def _sparse_class(dense_class: type[nn.Module]) -> type[NMLayer]:
             "__module__": dense_class.__module__,
             "__doc__": f"{dense_class.__name__} with N:M weights.",
         }
-        name = f"NM{dense_class.__name__}"
-        _SPARSE_CLASSES[dense_class] = type(name, (NMLinear, dense_class), body)
+        base = NMLinear if issubclass(dense_class, nn.Linear) else NMLayer
+        _SPARSE_CLASSES[dense_class] = type(f"NM{dense_class.__name__}", (base, dense_class), body)
     return _SPARSE_CLASSES[dense_class]
 
 

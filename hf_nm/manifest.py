@@ -5,7 +5,8 @@
     "nm_sparsity": {"version": 1, "n": 2, "m": 4, "method": "sr-ste", "decay": 0.0002,
                     "modules": {"model.encoder.layers.0.fc1.weight": "2:4", ...}, "hf_nm": "0.1.0"}
 
-``modules`` names parameters, as in the model's ``state_dict()``.
+``modules`` names parameters, as in the model's ``state_dict()``. Where the input dimension of some is
+not the last one (``Conv1D``, some experts, convolutions), ``"dims": {name: -2, ...}`` says so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_nm.method import METHOD_NAME, check_decay
@@ -23,6 +24,8 @@ from hf_nm.version import __version__
 KEY = "nm_sparsity"
 VERSION = 1
 _FIELDS = {"version", "n", "m", "method", "decay", "modules", "hf_nm"}
+_OPTIONAL = {"dims"}
+_LOWEST_DIM = -5  # a 3-D convolution's weight has five dimensions
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,512}")  # torch allows anything in a module's name
 _MOST_MODULES = 1_000_000
 
@@ -37,6 +40,7 @@ class Manifest:
         decay: SR-STE's decay, in gradient units.
         modules: parameter name to pattern, for every N:M weight.
         hf_nm: version of this package that wrote it.
+        dims: parameter name to input dimension (negative), for those of them where it is not -1.
     """
 
     pattern: NMPattern
@@ -44,10 +48,11 @@ class Manifest:
     decay: float
     modules: dict[str, NMPattern]
     hf_nm: str = __version__
+    dims: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {
+        written: dict[str, Any] = {
             "version": VERSION,
             "n": self.pattern.n,
             "m": self.pattern.m,
@@ -56,6 +61,7 @@ class Manifest:
             "modules": {name: str(pattern) for name, pattern in self.modules.items()},
             "hf_nm": self.hf_nm,
         }
+        return written | ({"dims": dict(self.dims)} if self.dims else {})
 
     @classmethod
     def from_dict(cls, data: Any) -> Manifest:
@@ -72,18 +78,18 @@ class Manifest:
                 f"version {VERSION}; install the hf_nm that wrote the checkpoint ("
                 f"{_show(data.get('hf_nm'))})"
             )
-        if set(data) != _FIELDS:
+        if set(data) - _OPTIONAL != _FIELDS:
             missing = sorted(_FIELDS - set(data))
-            unknown = sorted(_show(key) for key in set(data) - _FIELDS)
+            unknown = sorted(_show(key) for key in set(data) - _FIELDS - _OPTIONAL)
             raise ValueError(f"{KEY}: missing fields {missing}, unknown fields {unknown}")
         try:
             pattern = NMPattern(data["n"], data["m"])
             decay = check_decay(data["decay"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{KEY}: {error}") from error
-        for field in ("method", "hf_nm"):
-            if not isinstance(data[field], str) or not METHOD_NAME.fullmatch(data[field]):
-                raise ValueError(f"{KEY}.{field} is not a plain name: {_show(data[field])}")
+        for key in ("method", "hf_nm"):
+            if not isinstance(data[key], str) or not METHOD_NAME.fullmatch(data[key]):
+                raise ValueError(f"{KEY}.{key} is not a plain name: {_show(data[key])}")
         modules = data["modules"]
         if not isinstance(modules, dict) or not 0 < len(modules) <= _MOST_MODULES:
             raise ValueError(f"{KEY}.modules must be an object with at least one weight in it")
@@ -95,7 +101,16 @@ class Manifest:
                 parsed[name] = NMPattern.parse(text)
             except ValueError as error:
                 raise ValueError(f"{KEY}.modules[{name!r}]: {error}") from error
-        return cls(pattern, data["method"], decay, parsed, data["hf_nm"])
+        dims = data.get("dims", {})
+        if not isinstance(dims, dict) or not dims.keys() <= parsed.keys():
+            raise ValueError(f"{KEY}.dims must be an object whose keys are in {KEY}.modules")
+        for name, dim in dims.items():
+            if type(dim) is not int or not _LOWEST_DIM <= dim <= -1:
+                raise ValueError(
+                    f"{KEY}.dims[{name!r}] must be an integer from {_LOWEST_DIM} to -1, but is "
+                    f"{_show(dim)}"
+                )
+        return cls(pattern, data["method"], decay, parsed, data["hf_nm"], dict(dims))
 
 
 def match_names(claimed: Iterable[str], available: Iterable[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from hf_nm.kinds import input_dims
 from hf_nm.layers import NMLayer, make_dense, make_sparse
 from hf_nm.manifest import KEY, Manifest, match_names
 from hf_nm.mask import check_maskable, count_kept
@@ -16,7 +17,7 @@ from hf_nm.method import Method, check_decay
 from hf_nm.pattern import NMPattern
 from hf_nm.report import report
 from hf_nm.state import BrokenPatternError, NMState
-from hf_nm.targets import Selection, Target, find_targets, input_dims
+from hf_nm.targets import Selection, Target, find_targets
 from hf_nm.weights import sparse_weights
 from hf_nm.wrapping import unwrap
 
@@ -34,7 +35,7 @@ def sparsify(
     exclude: Selection = None,
     patterns: Mapping[str, str | NMPattern] | None = None,
 ) -> ModelT:
-    """Make the linear layers inside a model's transformer blocks N:M sparse, in place.
+    """Make the matrices inside a model's transformer blocks N:M sparse, in place.
 
     Each weight ``W`` becomes ``S = E*W`` with its ``n`` largest magnitudes kept of every ``m``
     consecutive entries along the input dimension. Train with :class:`hf_nm.NMTrainer`, or call
@@ -80,7 +81,7 @@ def sparsify(
         shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
         rows = [f"{name} {shapes[name]}: {reason}" for name, reason in skipped.items()]
         raise ValueError(
-            f"sparsify found no weight to make {pattern}; it looks for linear layers inside "
+            f"sparsify found no weight to make {pattern}; it looks for matrices inside "
             "transformer blocks. Name modules in targets=, for example targets='*.fc1'. Skipped:\n  "
             + ("\n  ".join(rows[:20]) if rows else "(the model has no weight of two dimensions)")
             + (f"\n  ... and {len(rows) - 20} more" if len(rows) > 20 else "")
@@ -242,7 +243,8 @@ def _record(
         return
     own = copy.copy(config)
     modules = {target.name: target.pattern for target in found}
-    setattr(own, KEY, Manifest(pattern, method.name, decay, modules).to_dict())
+    dims = {target.name: target.dim for target in found if target.dim != -1}
+    setattr(own, KEY, Manifest(pattern, method.name, decay, modules, dims=dims).to_dict())
     for module in model.modules():
         if module.__dict__.get("config") is config:
             module.__dict__["config"] = own

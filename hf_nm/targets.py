@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from hf_nm.blocks import transformer_blocks
+from hf_nm.kinds import acts_linearly, input_dims, is_convolution, is_router
 from hf_nm.mask import MASKABLE_DTYPES
 from hf_nm.pattern import NMPattern
 
@@ -20,6 +23,13 @@ Predicate = Callable[[str, nn.Module], bool]
 Selection = str | Iterable[str] | Predicate | None
 
 OUTSIDE_BLOCKS = "outside the transformer blocks"
+
+# Tables of relative positions and what makes them, by a parameter's full name. (A linear layer that
+# merely projects positions, as in Conformers, is not one.)
+_POSITIONS = re.compile(
+    r"rel(ative)?_pos(ition)?s?_(embed|bias)|position_bias|pos_bias|rel_pos_[hw]$|emb_rel_|attention_bias"
+)
+_BIAS = re.compile(r"(^|_)bias(es)?(_|$)")
 
 
 @dataclass(frozen=True)
@@ -56,38 +66,6 @@ class _Use:
         return self.module_name, self.name
 
 
-def input_dims(module: nn.Module) -> dict[str, int]:
-    """The parameters of ``module`` that can be N:M, each with its input dimension.
-
-    This is where another kind of weight is added.
-    """
-    return {"weight": -1} if isinstance(module, nn.Linear) else {}
-
-
-def transformer_blocks(model: nn.Module) -> list[str]:
-    """Names of the repeated blocks, outermost first.
-
-    transformers 5 derives every model's layers from ``GradientCheckpointingLayer``. A model without
-    one (older remote code, plain torch) is judged by shape: the elements of ``nn.ModuleList`` that
-    contain a linear layer.
-    """
-    marked = [
-        name
-        for name, module in model.named_modules(remove_duplicate=False)
-        if any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__)
-    ]
-    if marked:
-        return marked
-    return [
-        f"{name}.{index}" if name else str(index)
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.ModuleList)
-        for index, element in enumerate(module)
-        if any(isinstance(inner, nn.Linear) for inner in element.modules())
-        and not isinstance(element, nn.Linear)
-    ]
-
-
 def find_targets(
     model: nn.Module,
     pattern: NMPattern,
@@ -102,7 +80,8 @@ def find_targets(
         model: any module, also on the meta device.
         pattern: for weights that ``patterns`` does not name.
         targets: globs over module or parameter names, or a predicate ``(name, module) -> bool`` over
-            module names: exactly these instead of the linear layers inside transformer blocks.
+            module names: exactly these instead of the rule (which leaves out routers, adapters, and
+            convolutions in models whose blocks hold linear layers).
         exclude: the same forms: these stay dense.
         patterns: glob to pattern, for some of the chosen weights; the last glob that matches counts.
 
@@ -128,6 +107,7 @@ def find_targets(
         for glob, value in (patterns or {}).items()
     ]
     blocks = tuple(f"{name}." if name else "" for name in transformer_blocks(model))
+    left_by_rule = _LeftByRule(model, [use for use in uses if use.name.startswith(blocks)])
     embedded = {
         id(parameter)
         for module in model.modules()
@@ -170,12 +150,16 @@ def find_targets(
         elif len(wanted) < len(shared):
             other = next(use for use in shared if use not in wanted)
             reason = f"shared with {other.name}, which stays dense"
+        elif not explicit and (left := left_by_rule.reason(first)) is not None:
+            reason = left
         elif len(dims) > 1 or dim is None:
             reason = f"a parameter of {type(first.module).__name__}, which is not supported"
         elif first.parameter.dtype not in MASKABLE_DTYPES:
             reason = f"dtype {first.parameter.dtype} cannot be N:M"
         elif not use_pattern.divides(shape[dim]):
             reason = f"input size {shape[dim]} is not a multiple of m={use_pattern.m}"
+        elif not explicit and left_by_rule.convolution(first):
+            reason = "a convolution among linear layers"
 
         if reason is None:
             assert dim is not None
@@ -205,6 +189,47 @@ def find_targets(
                 "chooses them"
             )
     return found, skipped
+
+
+class _LeftByRule:
+    """Which matrices inside the blocks the rule leaves dense, though they could be N:M.
+
+    Args:
+        model: the whole model.
+        inside: the parameters inside its blocks.
+    """
+
+    def __init__(self, model: nn.Module, inside: list[_Use]) -> None:
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._linear = any(
+            input_dims(use.module) and not is_convolution(use.module) for use in inside
+        )
+
+    def reason(self, use: _Use) -> str | None:
+        """Why the parameter stays dense, or None."""
+        if self._is_adapter(use):
+            return "a PEFT adapter"
+        if is_router(use.module_name, self._modules):
+            return "a router"
+        if _POSITIONS.search(use.name):
+            return "a relative-position table"
+        if _BIAS.search(use.local_name):
+            return "a bias"
+        return None
+
+    def convolution(self, use: _Use) -> bool:
+        """Whether it is one among linear layers."""
+        return self._linear and not acts_linearly(use.module)
+
+    def _is_adapter(self, use: _Use) -> bool:
+        """PEFT keeps the model's own layer as ``base_layer`` of a tuner, its adapters beside it."""
+        names = use.module_name.split(".")
+        for length in range(1, len(names)):
+            module = self._modules[".".join(names[:length])]
+            tuner = any(base.__name__ == "BaseTunerLayer" for base in type(module).__mro__)
+            if tuner and names[length] != "base_layer":
+                return True
+        return False
 
 
 def _uses(model: nn.Module) -> Iterator[_Use]:

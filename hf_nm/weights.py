@@ -15,6 +15,8 @@ from hf_nm.pattern import NMPattern
 from hf_nm.state import BrokenPatternError, NMState
 from hf_nm.wrapping import unwrap
 
+_PROBED = 1024  # entries
+
 
 @dataclass(frozen=True)
 class SparseWeight:
@@ -73,8 +75,8 @@ def sparse_weights(model: nn.Module) -> list[SparseWeight]:
 
 @torch.no_grad()
 def wrote_dense(weights: list[SparseWeight]) -> list[Tensor]:
-    """Whether other code wrote dense values into sparse weights, judged by one row of each: averages,
-    mode switches and wrappers write all of it.
+    """Whether other code wrote dense values into sparse weights, judged by the first entries of each:
+    averages, mode switches and wrappers write all of it.
 
     Returns:
         A bool scalar tensor for each device; nothing waits for it.
@@ -82,8 +84,9 @@ def wrote_dense(weights: list[SparseWeight]) -> list[Tensor]:
     rows: dict[torch.device, list[Tensor]] = {}
     for w in weights:
         if w.mask is not None:
-            pruned = w.weight.detach()[0].masked_fill(w.mask[0], 0)
-            rows.setdefault(pruned.device, []).append(pruned.flatten())
+            first = w.weight.detach().reshape(-1)[:_PROBED]
+            pruned = first.masked_fill(w.mask.reshape(-1)[:_PROBED], 0)
+            rows.setdefault(pruned.device, []).append(pruned)
     return [torch.cat(found).any() for found in rows.values()]
 
 

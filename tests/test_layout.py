@@ -22,6 +22,8 @@ ORDER = [
     "state",
     "layers",
     "manifest",
+    "kinds",
+    "blocks",
     "targets",
     "wrapping",
     "weights",
