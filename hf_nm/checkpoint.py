@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_nm.manifest import KEY, Manifest, match_names
 from hf_nm.pattern import NMPattern
 from hf_nm.report import LayerRow, Report, SkippedRow
+from hf_nm.sharding import gathered
 from hf_nm.surgery import check_pattern
 from hf_nm.weights import sparse_weights
 from hf_nm.wrapping import unwrap
@@ -75,7 +76,7 @@ def _of_model(model: nn.Module) -> tuple[Claims, Iterator[tuple[str, Tensor]]]:
     else:
         manifest = getattr(getattr(model, "config", None), KEY, None)
         claims = _claims(manifest, parameters, "the model has no N:M layer and its config")
-    return claims, ((name, weight.detach()) for name, weight in parameters.items())
+    return claims, ((name, gathered(weight)) for name, weight in parameters.items())
 
 
 def _of_folder(folder: Path) -> tuple[Claims, Iterator[tuple[str, Tensor]]]:

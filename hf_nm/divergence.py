@@ -68,6 +68,8 @@ class MaskHistory:
         flips_at_mark: ``flips`` at the last mark; int64 scalar tensor.
     """
 
+    TENSORS = ("start", "mark", "flips", "flips_at_mark")
+
     def __init__(self, mask: Tensor) -> None:
         self.start = pack_bits(mask)
         self.mark = self.start.clone()
@@ -94,11 +96,11 @@ class MaskHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors only; they are not copied."""
-        return dict(self.__dict__)
+        return {name: getattr(self, name) for name in self.TENSORS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take copies of what :meth:`state_dict` gave."""
-        for name in self.__dict__:
+        for name in self.TENSORS:
             setattr(self, name, state[name].clone())
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_nm.mask import check_maskable, fingerprint
+from hf_nm.mask import check_maskable
 from hf_nm.method import Method
 from hf_nm.pattern import NMPattern
+from hf_nm.sharding import like_weight
 from hf_nm.state import BrokenPatternError, NMState
 
 
@@ -50,15 +51,9 @@ class NMLayer(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         for name, state in self._nm.items():
-            weight = getattr(self, name)
-            # The optimizer's checkpoint may come before the model's: then the sparse weight that
-            # belongs to the mask and the pruned part just read is this one.
-            belongs = state.restored is not None and state.restored == fingerprint(weight)
-            loaded = state_dict.get(prefix + name)
-            arrived = loaded is not None and loaded.shape == weight.shape  # else torch complains
-            # Inside dense_weights() the parameter stays dense; leaving it projects.
-            if arrived and not belongs and not state.is_dense:
-                state.take(weight)
+            weight, loaded = getattr(self, name), state_dict.get(prefix + name)
+            if loaded is not None and loaded.shape == weight.shape:  # else torch complains
+                state.receive(weight)
             state.watch(weight)
 
     def extra_repr(self) -> str:
@@ -138,7 +133,8 @@ class NMLinear(NMLayer, nn.Linear):
     @property
     def mask(self) -> Tensor | None:
         """``E``: bool, ``[out_features, in_features]``, True where kept; None on the meta device."""
-        return self._nm["weight"].mask
+        mask = self._nm["weight"].mask
+        return None if mask is None else like_weight(mask, self.weight)
 
     def dense_weight(self) -> Tensor:
         """``W = S + R``, a new tensor ``[out_features, in_features]``: what the optimizer trains."""
@@ -161,7 +157,7 @@ def make_dense(module: NMLayer) -> None:
     for state in module._nm.values():
         state.unwatch()
     del module._nm
-    module.__class__ = module._dense_class  # type: ignore[assignment]
+    module.__class__ = _dense_class(type(module))
 
 
 def _sparse_class(dense_class: type[nn.Module]) -> type[NMLayer]:
@@ -180,6 +176,17 @@ def _sparse_class(dense_class: type[nn.Module]) -> type[NMLayer]:
         base = NMLinear if issubclass(dense_class, nn.Linear) else NMLayer
         _SPARSE_CLASSES[dense_class] = type(f"NM{dense_class.__name__}", (base, dense_class), body)
     return _SPARSE_CLASSES[dense_class]
+
+
+def _dense_class(layer_class: type) -> type:
+    """The dense class of a sparse one, also under a class made of it since (FSDP2 does that)."""
+    if not issubclass(layer_class, NMLayer):
+        return layer_class
+    if layer_class in _SPARSE_CLASSES.values():
+        return layer_class._dense_class
+    bases = tuple(_dense_class(base) for base in layer_class.__bases__)
+    body = {name: value for name, value in layer_class.__dict__.items() if name != "__dict__"}
+    return type(layer_class.__name__.replace("NM", "", 1), bases, body)
 
 
 def _empty_layer(dense_class: type[nn.Module]) -> nn.Module:

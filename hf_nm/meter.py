@@ -6,11 +6,14 @@ import torch
 from torch import nn
 
 from hf_nm.divergence import MaskHistory, rate
+from hf_nm.sharding import sum_over_shards
 from hf_nm.weights import SparseWeight, sparse_weights
 
 
 class MaskMeter:
     """SAD and flips of the N:M weights that one optimizer holds, since the start or since a mark.
+
+    Where weights are sharded the numbers are summed over the shards: every rank must ask.
 
     Attributes:
         optimizer: the torch optimizer.
@@ -45,14 +48,13 @@ class MaskMeter:
     def sad_per_layer(self, since: str = "start") -> dict[str, int]:
         """:meth:`sad` of each weight by its name."""
         _check_since(since)
-        return {
-            w.name: self.history(w).sad(w.mask, since) for w in self.weights() if w.mask is not None
-        }
+        masked = [(w, w.state.mask) for w in self.weights()]
+        return _summed({w: self.history(w).sad(m, since) for w, m in masked if m is not None})
 
     def flips_per_layer(self, since: str = "start") -> dict[str, int]:
         """Mask entries that changed, summed step by step since ``since``, by weight."""
         _check_since(since)
-        return {w.name: self.history(w).flipped(since) for w in self.weights()}
+        return _summed({w: self.history(w).flipped(since) for w in self.weights()})
 
     def flip_rate(self, since: str = "start") -> float:
         """Flips summed step by step / (N:M weights x steps) since ``since``: a fraction in [0, 1]."""
@@ -64,14 +66,25 @@ class MaskMeter:
         """Measure ``since="mark"`` from the present masks on (the Trainers do it at each log)."""
         self.step_at_mark = self.step
         for w in self.weights():
-            if w.mask is not None:
-                self.history(w).set_mark(w.mask)
+            if w.state.mask is not None:
+                self.history(w).set_mark(w.state.mask)
 
     def history(self, w: SparseWeight) -> MaskHistory:
         """The references and flips of one weight; they start at the first call."""
-        if w.name not in self._history and w.mask is not None:
-            self._history[w.name] = MaskHistory(w.mask)
+        if w.name not in self._history and w.state.mask is not None:
+            self._history[w.name] = MaskHistory(w.state.mask)
         return self._history[w.name]
+
+    def _start_anew(self, weights: list[SparseWeight]) -> None:
+        """SAD starts at the masks that these weights have now, if it has not moved yet."""
+        for w in weights:
+            if w.name in self._history and not self._history[w.name].flipped("start"):
+                del self._history[w.name]
+
+
+def _summed(counts: dict[SparseWeight, int]) -> dict[str, int]:
+    totals = sum_over_shards(list(counts.values()), [w.weight for w in counts])
+    return dict(zip((w.name for w in counts), totals, strict=True))
 
 
 def _check_since(since: str) -> None:

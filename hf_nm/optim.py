@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from hf_nm import resume
 from hf_nm.guard import StepGuard
 from hf_nm.meter import MaskMeter
-from hf_nm.ranks import align_ranks, several_processes
+from hf_nm.ranks import align_ranks, settle_shards, several_processes
+from hf_nm.sharding import is_sharded, local
 from hf_nm.state import BrokenPatternError
 from hf_nm.weights import SparseWeight, sparse_weights, wrote_dense
-from hf_nm.wrapping import checked_model, inner_optimizer, refuse_sharded_weight
+from hf_nm.wrapping import checked_model, inner_optimizer
 
 
 def attach(
@@ -47,8 +48,8 @@ def attach(
     Args:
         optimizer: any ``torch.optim.Optimizer``, or accelerate's wrapper of one. Weights are looked
             up in its ``param_groups`` at each step, so groups may be added later.
-        model: a sparsified model, also wrapped in DDP or compiled. Under DDP masks and pruned parts
-            are taken from rank 0 before the first step.
+        model: a sparsified model, also wrapped in DDP, sharded by FSDP2 or compiled. Under DDP masks
+            and pruned parts are taken from rank 0 before the first step.
         mask_interval: masks are computed again at every so many steps, held in between.
         freeze_masks_at: the last step at which masks are computed; None never freezes them.
 
@@ -130,11 +131,12 @@ class Attachment(MaskMeter):
             )
         for w in weights:
             self._check_whole(w)
+        self._settle_shards(weights)
         if several_processes():
             # DDP gives all ranks the first one's sparse weights, to which masks of other ranks need
             # not belong: that is settled at the first step, where every rank takes part.
             for w in everything:
-                w.state.unaligned = True
+                w.state.unaligned = not is_sharded(w.weight)
         else:
             self._meet(weights)
         for w in weights:
@@ -195,9 +197,11 @@ class Attachment(MaskMeter):
             )
         for w in weights:
             self._check_whole(w)
+        self._settle_shards(weights)
         self._meet(weights)
         for w in weights:
             self.history(w)
+            w.state.watch(w.weight)  # another parameter than before, if it was sharded since
             w.state.stepped()
         self._find_dense_writes(weights)
 
@@ -209,7 +213,7 @@ class Attachment(MaskMeter):
             self._enter_dense(1.0 if scale is None else scale)
             return None
         self._open = weights
-        self._before_closure = [w.mask.clone() for w in weights if w.mask is not None]
+        self._before_closure = [w.state.mask.clone() for w in weights if w.state.mask is not None]
         for w in weights:
             w.state.merge(w.weight)
         wrapped = self._at_sparse_weights(closure)
@@ -246,7 +250,7 @@ class Attachment(MaskMeter):
             if gradient is not None:
                 assert state.mask is not None
                 strength = state.decay * scale * (-1.0 if id(w.weight) in ascending else 1.0)
-                state.method.adjust_gradient(gradient, state.pruned, state.mask, strength)
+                state.method.adjust_gradient(local(gradient), state.pruned, state.mask, strength)
             state.merge(w.weight)
 
     def _project(self, *, count: bool) -> None:
@@ -254,8 +258,9 @@ class Attachment(MaskMeter):
         before = self._before_closure
         for index, w in enumerate(self._open):
             flips = w.state.split(w.weight, update_mask=w.state.moves)
-            if before and w.mask is not None:  # a closure moved masks in between: count the net
-                flips = torch.count_nonzero(before[index] != w.mask)
+            mask = w.state.mask
+            if before and mask is not None:  # a closure moved masks in between: count the net
+                flips = torch.count_nonzero(before[index] != mask)
             if count and flips is not None:
                 self.history(w).add(flips)
         self._open = []
@@ -304,7 +309,6 @@ class Attachment(MaskMeter):
                 f"{w.name} is on the meta device; load its values before attach or step "
                 "(model.to_empty(...), then model.load_state_dict(...))"
             )
-        refuse_sharded_weight(w.name, w.weight)
         w.state.settle(w.weight)
         if w.state.is_dense:
             raise RuntimeError(
@@ -320,11 +324,9 @@ class Attachment(MaskMeter):
         if new and several_processes():
             # All of the model's, not only this optimizer's: an optimizer forgotten for the others
             # is found by masks that belong to their weights.
-            everything = [w for w in sparse_weights(self.model) if w.mask is not None]
+            everything = [w for w in sparse_weights(self.model) if w.state.mask is not None]
             if align_ranks(everything):
-                for w in new:
-                    if w.name in self._history and not self.history(w).flipped("start"):
-                        del self._history[w.name]  # SAD starts at the masks of the first rank
+                self._start_anew([w for w in new if not is_sharded(w.weight)])
             for w in everything:
                 w.state.unaligned = False
         for w in weights:
@@ -342,6 +344,9 @@ class Attachment(MaskMeter):
                 )
             w.state.restored = None
             self._known.add(w.name)
+
+    def _settle_shards(self, weights: list[SparseWeight]) -> None:
+        self._start_anew(settle_shards(weights))
 
     def _find_dense_writes(self, weights: list[SparseWeight]) -> None:
         """Raise if other code wrote dense values since the last step: the pruned part does not belong

@@ -7,7 +7,8 @@ import hashlib
 import torch
 import torch.distributed as dist
 
-from hf_nm.mask import fingerprint
+from hf_nm.mask import breaks_mask, fingerprint
+from hf_nm.sharding import is_sharded, local, scatter, sum_over_shards
 from hf_nm.weights import SparseWeight
 
 
@@ -18,7 +19,8 @@ def several_processes() -> bool:
 
 @torch.no_grad()
 def align_ranks(weights: list[SparseWeight]) -> bool:
-    """Take masks and pruned parts from the first rank that trains a copy of the same model.
+    """Take masks and pruned parts of whole weights from the first rank that trains a copy of the same
+    model.
 
     DDP aligns only the sparse weights; ranks may have initialised differently. Ranks hold copies if
     names, shapes and sparse weights agree; others (pipeline stages, models of their own) are left
@@ -27,7 +29,8 @@ def align_ranks(weights: list[SparseWeight]) -> bool:
     Returns:
         Whether another rank holds a copy of these weights.
     """
-    if not several_processes():
+    weights = [w for w in weights if not is_sharded(w.weight)]
+    if not several_processes() or not weights:
         return False
     digest = hashlib.sha256()
     for w in weights:
@@ -51,3 +54,37 @@ def align_ranks(weights: list[SparseWeight]) -> bool:
             if part is not None:
                 dist.destroy_process_group(part)
     return len(copies[digest.hexdigest()]) > 1
+
+
+@torch.no_grad()
+def settle_shards(weights: list[SparseWeight]) -> list[SparseWeight]:
+    """Masks and pruned parts for weights that were sharded since they were made sparse.
+
+    Usually each rank's own belong to its shard. Where they do not on every rank, values may have come
+    from the first rank (accelerate fills only that one's model): then its masks do. Where those do not
+    belong either, other values were loaded: they are taken as dense ones. Nothing is sent unless
+    weights were sharded since; then every rank must call it.
+
+    Returns:
+        The weights that were.
+    """
+    waiting = [w for w in weights if w.state.whole is not None and is_sharded(w.weight)]
+    for w in waiting:
+        w.state.settle(w.weight)
+    for w in _disagreeing(waiting):
+        assert w.state.whole is not None
+        mask, pruned = w.state.whole
+        w.state.mask, w.state.sharded = scatter(mask, w.weight), True
+        w.state.pruned = None if pruned is None else scatter(pruned.to(w.weight.dtype), w.weight)
+    for w in _disagreeing(waiting):
+        w.state.take(w.weight)
+    for w in waiting:
+        w.state.whole = None
+    return waiting
+
+
+def _disagreeing(weights: list[SparseWeight]) -> list[SparseWeight]:
+    """Those whose shard does not obey its mask on some rank."""
+    wrong = [w.state.mask is None or breaks_mask(local(w.weight), w.state.mask) for w in weights]
+    counts = sum_over_shards([int(x) for x in wrong], [w.weight for w in weights], copies_too=True)
+    return [w for w, count in zip(weights, counts, strict=True) if count]

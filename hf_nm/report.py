@@ -99,8 +99,7 @@ def report(model: nn.Module) -> Report:
     done = set()
     for w in sparse_weights(model):
         shape = tuple(w.weight.shape)
-        mask = w.mask
-        kept = int(mask.sum()) if mask is not None else _size(shape) * w.pattern.n // w.pattern.m
+        kept = _size(shape) * w.pattern.n // w.pattern.m  # as every mask does
         layers.append(LayerRow(w.name, w.pattern, shape, kept))
         done.add(id(w.weight))
     manifest = getattr(getattr(model, "config", None), KEY, None)

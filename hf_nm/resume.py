@@ -4,14 +4,29 @@ One entry beside torch's own ``state`` and ``param_groups``::
 
     "nm_sparsity": {"version", "step", "step_at_mark",
                     "weights": {name: {"mask", "pruned", "sparse_weight", <MaskHistory>}}}
+
+Where weights are sharded it lies in the first of the ``param_groups`` instead: torch's distributed
+checkpoints carry nothing else. Its tensors are then DTensors sharded as the weights are, so that another
+number of processes can resume.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from hf_nm.divergence import MaskHistory, pack_bits, unpack_bits
 from hf_nm.manifest import KEY
 from hf_nm.mask import count_kept, fingerprint
+from hf_nm.sharding import (
+    is_first_holder,
+    is_sharded,
+    like_weight,
+    local,
+    part_of,
+    sum_over_shards,
+)
 
 if TYPE_CHECKING:
     from hf_nm.optim import Attachment
@@ -21,24 +36,47 @@ _VERSION = 1
 
 
 def save_into(state_dict: dict[str, Any], attachment: Attachment) -> None:
-    """Add masks, pruned parts and counters to an optimizer's state dict. Tensors are not copied."""
-    weights = {}
-    for w in attachment.weights():
-        weights[w.name] = {
-            "mask": w.mask,
-            "pruned": w.state.pruned,
-            "sparse_weight": fingerprint(w.weight),
-            **attachment.history(w).state_dict(),
-        }
-    state_dict[KEY] = {
+    """Add masks, pruned parts and counters to an optimizer's state dict. Tensors are not copied.
+
+    Where weights are sharded every rank must save.
+    """
+    weights = attachment.weights()
+    entries = {w.name: _entry(w, attachment.history(w)) for w in weights}
+    for flips in ("flips", "flips_at_mark"):
+        counts = [int(entries[w.name][flips]) for w in weights]
+        for w, total in zip(
+            weights, sum_over_shards(counts, [w.weight for w in weights]), strict=True
+        ):
+            entries[w.name][flips] = torch.tensor(total)
+    saved = {
         "version": _VERSION,
         "step": attachment.step,
         "step_at_mark": attachment.step_at_mark,
-        "weights": weights,
+        "weights": entries,
     }
-    # Read by an optimizer that is not attached, this mark stays in its groups: attach then says that
-    # the state was lost.
-    state_dict["param_groups"][0][KEY] = True
+    # Read by an optimizer that is not attached, this stays in its groups: attach then says that the
+    # state was lost.
+    if any(is_sharded(w.weight) for w in weights):
+        state_dict["param_groups"][0][KEY] = saved
+    else:
+        state_dict[KEY] = saved
+        state_dict["param_groups"][0][KEY] = True
+
+
+def _entry(w: SparseWeight, history: MaskHistory) -> dict[str, Any]:
+    mask, pruned = w.state.mask, w.state.pruned
+    assert mask is not None
+    entry = {
+        "mask": like_weight(mask, w.weight),
+        "pruned": None if pruned is None else like_weight(pruned, w.weight),
+        "sparse_weight": 0 if is_sharded(w.weight) else fingerprint(w.weight),
+        **history.state_dict(),
+    }
+    if is_sharded(w.weight):
+        for reference in ("start", "mark"):
+            bits = unpack_bits(entry[reference], mask.shape)
+            entry[reference] = like_weight(bits, w.weight)
+    return entry
 
 
 def was_lost(param_groups: list[dict[str, Any]]) -> bool:
@@ -56,6 +94,9 @@ def take_from(state_dict: dict[str, Any], attachment: Attachment) -> dict[str, A
         ValueError: the entry is of another version, model, pattern or method.
     """
     saved: dict[str, Any] | None = state_dict.pop(KEY, None)
+    for group in state_dict["param_groups"]:
+        if isinstance(group.get(KEY), dict):
+            saved = group[KEY]
     state_dict["param_groups"] = [
         {key: value for key, value in group.items() if key != KEY}
         for group in state_dict["param_groups"]
@@ -75,9 +116,8 @@ def take_from(state_dict: dict[str, Any], attachment: Attachment) -> dict[str, A
             f"optimizer has {len(weights)}; they differ in {len(differing)} (first: {differing[0]}). "
             "Sparsify with the same arguments as in the run that saved it"
         )
-    for name, w in weights.items():
-        _check_entry(saved["weights"][name], w)
-    return saved
+    entries = {name: _checked(saved["weights"][name], w) for name, w in weights.items()}
+    return saved | {"weights": entries}
 
 
 def load(saved: dict[str, Any], attachment: Attachment) -> None:
@@ -85,15 +125,17 @@ def load(saved: dict[str, Any], attachment: Attachment) -> None:
     attachment.step = saved["step"]
     attachment.step_at_mark = saved["step_at_mark"]
     for w in attachment.weights():
-        entry, state, device = saved["weights"][w.name], w.state, w.weight.device
+        entry, state, device = saved["weights"][w.name], w.state, local(w.weight).device
         state.mask = entry["mask"].to(device, copy=True)
         if entry["pruned"] is not None:
             state.pruned = entry["pruned"].to(device, w.weight.dtype, copy=True)
-        state.restored = entry["sparse_weight"]
+        state.restored, state.whole = entry["sparse_weight"], None
+        state.sharded = is_sharded(w.weight)
         attachment.history(w).load_state_dict(entry)
 
 
-def _check_entry(entry: dict[str, Any], w: SparseWeight) -> None:
+def _checked(entry: dict[str, Any], w: SparseWeight) -> dict[str, Any]:
+    """The entry of one weight, cut to this process's part of it."""
     mask = entry["mask"]
     if mask is None or mask.shape != w.weight.shape:
         got = None if mask is None else tuple(mask.shape)
@@ -101,7 +143,18 @@ def _check_entry(entry: dict[str, Any], w: SparseWeight) -> None:
             f"the optimizer checkpoint's mask of {w.name} has shape {got}, the weight "
             f"{tuple(w.weight.shape)}; resume with the model that saved it"
         )
-    kept = count_kept(mask, w.pattern, w.state.dim)
+    entry = dict(entry)
+    for name in ("mask", "pruned"):
+        if entry[name] is not None:
+            entry[name] = part_of(entry[name], w.weight)
+    for reference in ("start", "mark"):
+        bits = entry[reference]
+        if bits.dtype == torch.uint8:  # packed, of a whole weight
+            bits = unpack_bits(bits, w.weight.shape)
+        entry[reference] = pack_bits(part_of(bits, w.weight))
+    if not is_first_holder(w.weight):  # flips are summed over those who hold parts
+        entry |= {name: torch.zeros_like(entry[name]) for name in ("flips", "flips_at_mark")}
+    kept = count_kept(entry["mask"], w.pattern, w.state.dim)
     if not bool((kept == w.pattern.n).all()):
         raise ValueError(
             f"the optimizer checkpoint's mask of {w.name} is not {w.pattern}; sparsify with the "
@@ -112,3 +165,4 @@ def _check_entry(entry: dict[str, Any], w: SparseWeight) -> None:
             f"the optimizer checkpoint of {w.name} was saved with another method than "
             f"{w.state.method.name!r}; sparsify with the method of the run that saved it"
         )
+    return entry

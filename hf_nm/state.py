@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_nm.mask import breaks_mask, merge_, nm_mask, split_
+from hf_nm.mask import breaks_mask, count_kept, fingerprint, merge_, nm_mask, split_
 from hf_nm.method import Method, check_decay
 from hf_nm.pattern import NMPattern
+from hf_nm.sharding import check_shards, chunk, is_sharded, like_weight, local
 
 
 class BrokenPatternError(ValueError):
@@ -27,8 +28,12 @@ class NMState:
         dim: the input dimension of the weight, negative.
         method: how it is trained.
         decay: strength of the SR-STE term, in gradient units.
-        mask: ``E``, bool, the weight's shape; None until the weight leaves the meta device.
-        pruned: ``R``, the weight's shape and dtype; None where the method keeps none.
+        mask: ``E``, bool, the weight's shape (of this process's part where it is sharded); None until
+            the weight leaves the meta device.
+        pruned: ``R``, the mask's shape, the weight's dtype; None where the method keeps none.
+        whole: ``(mask, pruned)`` of the whole weight, kept while the parameter is away on the meta
+            device or after it was sharded, until they are known to belong to what came back.
+        sharded: whether ``mask`` and ``pruned`` are of this process's part of the weight.
         is_dense: whether the parameter holds ``W`` just now (inside a step or ``dense_weights``).
         held: whether masks stay as they are between updates (``mask_interval``, ``freeze_masks_at``).
         attached: whether an optimizer's step is known to project this weight.
@@ -47,6 +52,8 @@ class NMState:
         self.decay = check_decay(decay)
         self.mask: Tensor | None = None
         self.pruned: Tensor | None = None
+        self.whole: tuple[Tensor, Tensor | None] | None = None
+        self.sharded = False
         self.is_dense = False
         self.held = False
         self.attached = False
@@ -68,31 +75,75 @@ class NMState:
         A mask that does not move is kept where the weight already obeys it. On the meta device only
         the pattern is recorded.
         """
-        self.restored = None
+        check_shards(self.name, weight, self.pattern, self.dim)
+        self.restored = self.whole = None
         self.is_dense = False
-        if weight.device.type == "meta":
+        self.sharded = is_sharded(weight)
+        part = local(weight)
+        if part.device.type == "meta":
             self.mask = self.pruned = None
             return
-        obeyed = (
-            not self.moves and self.mask is not None and not breaks_mask(weight.detach(), self.mask)
-        )
+        obeyed = not self.moves and self.mask is not None and self._obeys(part, self.mask)
         if not obeyed:
-            self.mask = nm_mask(weight, self.pattern.n, self.pattern.m, self.dim)
+            self.mask = nm_mask(part, self.pattern.n, self.pattern.m, self.dim)
         assert self.mask is not None
-        self.pruned = torch.zeros_like(weight.detach()) if self.method.moves_masks else None
-        split_(weight.detach(), self.pruned, self.mask, self.pattern, self.dim, update_mask=False)
+        self.pruned = torch.zeros_like(part) if self.method.moves_masks else None
+        split_(part, self.pruned, self.mask, self.pattern, self.dim, update_mask=False)
 
     def settle(self, weight: Tensor) -> None:
-        """Take a weight that was made sparse on the meta device and then filled in place, which
-        nothing tells; nothing if it has its mask."""
-        if self.mask is None and weight.device.type != "meta":
+        """Have a mask for a parameter that came from the meta device or was sharded, which nothing
+        tells: the one from before where the weight obeys it, else one of its present values.
+
+        A sharded weight that does not obey this process's mask waits for :func:`settle_shards`: it may
+        belong to the first rank's.
+        """
+        part = local(weight)
+        if part.device.type == "meta":
+            return
+        if self.mask is not None and self.sharded != is_sharded(weight):  # sharded since
+            check_shards(self.name, weight, self.pattern, self.dim)
+            self.whole, self.mask, self.pruned = (self.mask, self.pruned), None, None
+        if self.mask is not None:
+            return
+        if self.whole is None:
             self.take(weight)
+            return
+        mask, pruned = self.whole
+        if self._obeys(part, own := chunk(mask, weight).to(part.device)):
+            self.mask, self.sharded = own, is_sharded(weight)
+            self.pruned = None if pruned is None else chunk(pruned, weight).to(part)
+        elif not is_sharded(weight):
+            self.take(weight)
+        if not is_sharded(weight):
+            self.whole = None
+
+    def receive(self, weight: Tensor) -> None:
+        """Values were loaded into the parameter: they are the sparse weight that mask and pruned part
+        belong to, or else a dense one."""
+        if self.is_dense:  # leaving dense_weights() projects it
+            return
+        part = local(weight)
+        if self.mask is None or self.sharded != is_sharded(weight):
+            self.settle(weight)
+            return
+        belongs = self.restored is not None and (
+            self._obeys(part, self.mask)
+            if is_sharded(weight)
+            else self.restored == fingerprint(part)
+        )
+        if not belongs:
+            self.take(weight)
+
+    @staticmethod
+    def _obeys(part: Tensor, mask: Tensor) -> bool:
+        """Whether the local part of a weight is zero where a mask says so."""
+        return mask.shape == part.shape and not breaks_mask(part, mask)
 
     def merge(self, weight: Tensor) -> None:
         """Let the parameter hold ``W = S + R``; nothing if it does."""
         if not self.is_dense:
             if self.pruned is not None:
-                merge_(weight.detach(), self.pruned)
+                merge_(local(weight), self.pruned)
             self.is_dense = True
 
     def split(self, weight: Tensor, *, update_mask: bool) -> Tensor | None:
@@ -105,26 +156,29 @@ class NMState:
             return None
         assert self.mask is not None
         flips = split_(
-            weight.detach(), self.pruned, self.mask, self.pattern, self.dim, update_mask=update_mask
+            local(weight), self.pruned, self.mask, self.pattern, self.dim, update_mask=update_mask
         )
         self.is_dense = False
         return flips
 
     def dense(self, weight: Tensor) -> Tensor:
-        """``W = S + R`` as a new tensor of the weight's shape."""
-        dense = weight.detach().clone()
+        """``W = S + R`` as a new tensor of the weight's shape, sharded as it is."""
+        dense = local(weight).clone()
         if not self.is_dense and self.pruned is not None:
             merge_(dense, self.pruned)
-        return dense
+        return like_weight(dense, weight)
 
     def breaks(self, weight: Tensor) -> bool:
-        """Whether the parameter holds values that its mask does not allow."""
-        return (
-            not self.is_dense
-            and self.mask is not None
-            and weight.device.type != "meta"
-            and breaks_mask(weight.detach(), self.mask)
-        )
+        """Whether the parameter holds values that its mask does not allow, or its pattern while ranks
+        have not agreed on a mask."""
+        part = local(weight)
+        if self.is_dense or part.device.type == "meta":
+            return False
+        if self.mask is not None and self.sharded == is_sharded(weight):
+            return breaks_mask(part, self.mask)
+        if self.whole is None:
+            return False
+        return bool((count_kept(part, self.pattern, self.dim) > self.pattern.n).any())
 
     def watch(self, weight: Tensor) -> None:
         """Notice, in the backward pass, that an optimizer wrote dense values.
@@ -172,12 +226,15 @@ class NMState:
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast what waits beside the weight, as ``nn.Module._apply`` does the weight."""
-        if self.mask is not None:
-            self.mask = fn(self.mask).to(torch.bool)  # nn.Module.type(dtype) casts everything
+        if self.mask is None:
+            return
+        mask = fn(self.mask).to(torch.bool)  # nn.Module.type(dtype) casts everything
+        if mask.device.type == "meta":  # FSDP2 shards there and brings the values back afterwards
+            self.whole, self.mask, self.pruned = (self.mask, self.pruned), None, None
+            return
+        self.mask = mask
         if self.pruned is not None:
             self.pruned = fn(self.pruned)
-        if self.mask is not None and self.mask.device.type == "meta":  # the values are gone
-            self.mask = self.pruned = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is attached to no optimizer, and hooks belong to the original's parameter.

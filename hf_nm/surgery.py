@@ -209,7 +209,7 @@ def check_pattern(name: str, weight: torch.Tensor, pattern: NMPattern, dim: int)
     if weight.device.type == "meta":
         return 0
     counts = count_kept(weight, pattern, dim)
-    worst = int(counts.max())
+    worst = int(counts.max()) if counts.numel() else 0
     if worst > pattern.n:
         where = torch.nonzero(counts > pattern.n)[0].tolist()
         total = int((counts > pattern.n).sum())
@@ -217,8 +217,9 @@ def check_pattern(name: str, weight: torch.Tensor, pattern: NMPattern, dim: int)
             f"{name} is not {pattern}: group {where[-1]} of row {where[:-1]} holds "
             f"{int(counts[tuple(where)])} non-zero entries where {pattern.n} of {pattern.m} are "
             f"allowed ({total:,} of {counts.numel():,} groups break the pattern); it was changed "
-            "after its last projection: save from inside training with hf_nm attached, or sparsify "
-            "again"
+            "after its last projection. Train with hf_nm attached, and make other writes (merging "
+            "adapters, averaging) inside `with hf_nm.dense_weights(model):`; entering and leaving that "
+            "context projects a sparse model's present values"
         )
     return int(counts.sum())
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_nm.layers import NMLayer
 from hf_nm.pattern import NMPattern
+from hf_nm.sharding import like_weight, local
 from hf_nm.state import BrokenPatternError, NMState
 from hf_nm.wrapping import unwrap
 
@@ -49,8 +50,10 @@ class SparseWeight:
 
     @property
     def mask(self) -> Tensor | None:
-        """``E``: bool, the weight's shape, True where kept; None on the meta device."""
-        return self.state.mask
+        """``E``: bool, the weight's shape, True where kept; sharded as the weight is; None on the meta
+        device."""
+        mask = self.state.mask
+        return None if mask is None else like_weight(mask, self.weight)
 
     def dense_weight(self) -> Tensor:
         """``W = S + R``: a new tensor of the weight's shape."""
@@ -83,9 +86,9 @@ def wrote_dense(weights: list[SparseWeight]) -> list[Tensor]:
     """
     rows: dict[torch.device, list[Tensor]] = {}
     for w in weights:
-        if w.mask is not None:
-            first = w.weight.detach().reshape(-1)[:_PROBED]
-            pruned = first.masked_fill(w.mask.reshape(-1)[:_PROBED], 0)
+        if w.state.mask is not None:
+            first = local(w.weight).reshape(-1)[:_PROBED]
+            pruned = first.masked_fill(w.state.mask.reshape(-1)[:_PROBED], 0)
             rows.setdefault(pruned.device, []).append(pruned)
     return [torch.cat(found).any() for found in rows.values()]
 
@@ -112,7 +115,7 @@ def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
         )
     for w in weights:
         w.state.settle(w.weight)
-    opened = [w for w in weights if not w.state.is_dense and w.mask is not None]
+    opened = [w for w in weights if not w.state.is_dense and w.state.mask is not None]
     savers = [
         module
         for module in model.modules()

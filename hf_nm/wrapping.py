@@ -72,20 +72,11 @@ def refuse_sharded_copies(*, deepspeed: bool, fsdp1: bool) -> None:
     """Raise for ways of training that keep their own flat copies of the weights."""
     if deepspeed:
         raise TypeError(
-            "DeepSpeed keeps its own flat copies of the weights, which cannot be N:M; use DDP (FSDP2 is "
-            "not supported yet)"
+            "DeepSpeed keeps its own flat copies of the weights, which cannot be N:M; use FSDP2 "
+            "(fully_shard; in accelerate fsdp_version: 2) or DDP"
         )
     if fsdp1:
         raise TypeError(
             "FSDP1 (FullyShardedDataParallel) keeps flat copies of the weights, which cannot be N:M; "
-            "use DDP (FSDP2, fully_shard, is not supported yet)"
-        )
-
-
-def refuse_sharded_weight(name: str, weight: torch.Tensor) -> None:
-    """Raise for a weight of which this process holds a part (FSDP2, tensor parallelism)."""
-    if any(base.__name__ == "DTensor" for base in type(weight).__mro__):
-        raise TypeError(
-            f"{name} is a DTensor, sharded over processes (FSDP2's fully_shard or a tensor-parallel "
-            "plan); this version trains N:M weights that are whole on every process: use DDP"
+            "use FSDP2 (fully_shard; in accelerate fsdp_version: 2) or DDP"
         )

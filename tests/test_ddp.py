@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import processes
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.slow
 TIMEOUT = 240
 
 
-def run_processes(folder: Path, count: int) -> Path:
+def run_processes(folder: Path, count: int, scenarios: ModuleType = processes) -> Path:
     """``count`` processes with gloo, which leave in ``folder`` what they saw."""
-    script = Path(processes.__file__)
+    script = Path(scenarios.__file__)
     package = Path(hf_nm.__file__).parents[1]
     paths = [str(package), str(script.parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(

@@ -19,6 +19,7 @@ ORDER = [
     "mask",
     "method",
     "divergence",
+    "sharding",
     "state",
     "layers",
     "manifest",

@@ -8,7 +8,6 @@ import pytest
 import torch
 from models import mlp
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 from training import (
     SIZES,
     loss_of,
@@ -107,11 +106,3 @@ def test_models_refused_by_name(single_process_group):
         sharded = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
     with pytest.raises(TypeError, match=r"FSDP1.*fully_shard"):
         hf_nm.attach(optimizer, sharded)
-
-
-def test_sharded_weights_are_refused(single_process_group):
-    """Red if a weight of which each process holds a part gets a mask of another shape."""
-    model = sparse_mlp()
-    fully_shard(model)
-    with pytest.raises(TypeError, match=r"0\.weight is a DTensor.*use DDP"):
-        hf_nm.attach(adam(model), model)

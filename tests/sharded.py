@@ -1,0 +1,345 @@
+"""What two processes do with sharded weights, for ``test_fsdp2.py``: ``torchrun sharded.py FOLDER``.
+
+Each scenario leaves what each rank saw in ``FOLDER/<scenario>-<rank>.pt``. Runs of one process (``rank``
+None) use the same code without sharding.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+import hf_nm
+
+STEPS = 6
+WIDTH = 16
+DECAY = 0.05
+
+
+class Experts(nn.Module):
+    """Three fused experts: the first matrix ``[experts, out, in]`` or ``[experts, in, out]``."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.is_transposed = transposed
+        self.up_proj = nn.Parameter(torch.empty(3, *((WIDTH, 8) if transposed else (8, WIDTH))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.up_proj if self.is_transposed else self.up_proj.transpose(1, 2)
+        return torch.einsum("bi,eio->bo", x, weight).clone()
+
+
+class Net(nn.Module):
+    """Rows that two processes share evenly (24, 16), unevenly (5; 3 experts) and not at all (1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(WIDTH, 24)
+        self.fc2 = nn.Linear(24, WIDTH)
+        self.experts = nn.ModuleList([Experts(False), Experts(True)])
+        self.five = nn.Linear(WIDTH, 5)
+        self.one = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.fc2(torch.tanh(self.fc1(x))))
+        mixed = torch.cat([expert(x) for expert in self.experts], dim=-1)
+        x = torch.tanh(x + mixed)
+        return self.five(x) + self.one(x)
+
+
+def new_model(seed: int = 0, **options: Any) -> Net:
+    """A float64 network whose weights depend on the seed."""
+    model = Net().double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(noise / 3)
+    return hf_nm.sparsify(model, targets="*", decay=DECAY, **options)
+
+
+def shard(model: Net, **options: Any) -> Net:
+    for part in (model.fc1, model.fc2, *model.experts, model.five):
+        fully_shard(part, **options)
+    return fully_shard(model, **options)
+
+
+def loss_of(model: nn.Module, step: int, rank: int | None) -> Tensor:
+    """Loss on the step's global batch of 8 (``rank`` None), or on the rank's half of it."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    x = torch.randn(8, WIDTH, generator=generator, dtype=torch.float64)
+    y = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    if rank is not None:
+        x, y = x.chunk(2)[rank], y.chunk(2)[rank]
+    return nn.functional.mse_loss(model(x), y)
+
+
+def new_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.03)
+
+
+def steps(
+    model: nn.Module, optimizer: Any, rank: int | None, which: range, clip: bool = False
+) -> list[float]:
+    losses = []
+    for step in which:
+        optimizer.zero_grad()
+        loss = loss_of(model, step, rank)
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def whole(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+def seen(model: nn.Module, handle: hf_nm.Attachment, losses: list[float]) -> dict[str, Any]:
+    """Everything that training depends on, gathered, and what is measured."""
+    state = {name: whole(parameter) for name, parameter in model.named_parameters()}
+    for w in hf_nm.sparse_weights(model):
+        state[f"{w.name}/mask"] = whole(w.mask)
+        state[f"{w.name}/dense"] = whole(w.dense_weight())
+    return {
+        "state": state,
+        "step": handle.step,
+        "sad": handle.sad_per_layer(),
+        "sad_mark": handle.sad_per_layer("mark"),
+        "flips": handle.flips_per_layer(),
+        "flip_rate": handle.flip_rate(),
+        "losses": losses,
+    }
+
+
+def run(
+    rank: int | None,
+    way: Callable[[Net], tuple[Net, Any, hf_nm.Attachment]],
+    *,
+    clip: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Six steps of a model prepared in one of the ways below; where only the first rank has the right
+    values, others start from the second model."""
+    model = new_model(**options)
+    if rank and way in FILLED_FROM_FIRST:
+        model = new_model(seed=99, **options)
+    model, optimizer, handle = way(model)
+    losses = steps(model, optimizer, rank, range(3), clip)
+    handle.mark()
+    losses += steps(model, optimizer, rank, range(3, STEPS), clip)
+    return seen(model, handle, losses)
+
+
+# -- ways to get there -----------------------------------------------------------------------------
+
+
+def not_sharded(model: Net, **options: Any) -> tuple[Net, Any, hf_nm.Attachment]:
+    optimizer = new_optimizer(model)
+    return model, optimizer, hf_nm.attach(optimizer, model, **options)
+
+
+def plain(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+    """fully_shard, then the optimizer."""
+    return not_sharded(shard(model))
+
+
+def scheduled(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+    return not_sharded(shard(model), mask_interval=2, freeze_masks_at=4)
+
+
+def as_accelerate(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+    """The optimizer is attached first; only rank 0 has the values; shards are made on the meta device,
+    filled from rank 0's whole weights, and replace the optimizer's parameters."""
+    optimizer = new_optimizer(model)
+    handle = hf_nm.attach(optimizer, model)
+    values = model.state_dict()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    model = shard(model.to("meta"))
+    sharded = {}
+    for name, parameter in model.state_dict().items():
+        full = values[name].detach().clone()
+        dist.broadcast(full, src=0)
+        sharded[name] = distribute_tensor(full, parameter.device_mesh, parameter.placements)
+    model.load_state_dict(sharded, assign=True)
+    replaced = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [replaced[names[id(parameter)]] for parameter in group["params"]]
+    return model, optimizer, handle
+
+
+def filled_from_first(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+    """torch's own way to fill shards on the meta device from rank 0 alone, then attach."""
+    values = {} if dist.get_rank() else model.state_dict()
+    model = shard(model.to("meta"))
+    model.to_empty(device="cpu")
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, values, options=options)
+    return not_sharded(model)
+
+
+def replicated_shards(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+    """A mesh of 2 x 1: each process holds a whole copy, as a DTensor."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    return not_sharded(shard(model, mesh=mesh))
+
+
+FILLED_FROM_FIRST = (as_accelerate, filled_from_first)
+WAYS = {
+    "plain": (plain, {}),
+    "clipped": (plain, {"clip": True}),
+    "fixed": (plain, {"method": "fixed"}),
+    "scheduled": (scheduled, {}),
+    "as_accelerate": (as_accelerate, {}),
+    "as_accelerate_fixed": (as_accelerate, {"method": "fixed"}),
+    "filled_from_first": (filled_from_first, {}),
+    "replicated": (replicated_shards, {}),
+}
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def resumed(rank: int, folder: Path, kind: str, attach_last: bool = False) -> dict[str, Any]:
+    """Three steps, saved; another start from it, three more steps."""
+    model, optimizer, handle = plain(new_model())
+    losses = steps(model, optimizer, rank, range(3))
+    handle.mark()
+    if kind == "per rank":
+        saved = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    elif kind == "full":
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        saved = {
+            "model": get_model_state_dict(model, options=options),
+            "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
+        }
+        if rank == 0:
+            torch.save(saved, folder / "full.pt")
+    else:
+        state = {
+            "model": get_model_state_dict(model),
+            "optimizer": get_optimizer_state_dict(model, optimizer),
+        }
+        dcp.save(state, checkpoint_id=folder / "dcp")
+
+    model, optimizer, handle = plain(new_model(seed=5))
+    if kind == "per rank":
+        optimizer.load_state_dict(saved["optimizer"])
+        model.load_state_dict(saved["model"])
+    elif kind == "full":
+        saved = torch.load(folder / "full.pt", weights_only=True) if rank == 0 else {}
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(model, saved.get("model", {}), options=options)
+        set_optimizer_state_dict(model, optimizer, saved.get("optimizer", {}), options=options)
+    else:
+        state = {
+            "model": get_model_state_dict(model),
+            "optimizer": get_optimizer_state_dict(model, optimizer),
+        }
+        dcp.load(state, checkpoint_id=folder / "dcp")
+        set_model_state_dict(model, state["model"])
+        set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    losses += steps(model, optimizer, rank, range(3, STEPS))
+    return seen(model, handle, losses)
+
+
+# -- what goes wrong, or outside a step ------------------------------------------------------------
+
+
+def raised(action: Callable[[], Any]) -> str:
+    try:
+        action()
+    except (ValueError, TypeError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def outside(rank: int) -> dict[str, Any]:
+    """Dense weights written by hand, a dense checkpoint loaded, and a forgotten attach."""
+    model, optimizer, _ = plain(new_model())
+    steps(model, optimizer, rank, range(2))
+    with hf_nm.dense_weights(model), torch.no_grad():
+        for w in hf_nm.sparse_weights(model):
+            w.weight.mul_(-2)
+    halves = {w.name: whole(w.dense_weight()) for w in hf_nm.sparse_weights(model)}
+    verified = hf_nm.verify(model)
+
+    dense = Net().double()
+    torch.manual_seed(3)
+    for parameter in dense.parameters():
+        nn.init.normal_(parameter)
+    loaded = shard(new_model())
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(loaded, dense.state_dict(), options=options)
+    unsettled = raised(loaded.state_dict)
+    hf_nm.attach(new_optimizer(loaded), loaded)
+    masks = {w.name: whole(w.mask) for w in hf_nm.sparse_weights(loaded)}
+
+    forgotten = shard(new_model())
+    steps(forgotten, new_optimizer(forgotten), rank, range(1))
+    cut = fully_shard(hf_nm.sparsify(nn.Sequential(nn.Linear(6, 6)), 1, 2, targets="*"))
+    odd = hf_nm.sparsify(nn.ModuleList([Experts(True)]), targets="*")
+    for expert in odd:
+        expert.up_proj.data.normal_()
+    fully_shard(odd[0], shard_placement_fn=lambda parameter: torch.distributed.tensor.Shard(1))
+    six = nn.Linear(12, 4)
+    six = hf_nm.sparsify(nn.Sequential(six), targets="*")
+    fully_shard(
+        six[0],
+        shard_placement_fn=lambda parameter: torch.distributed.tensor.Shard(parameter.ndim - 1),
+    )
+    return {
+        "written": halves,
+        "kept": [row.kept for row in verified.layers],
+        "dense": {name: p.detach() for name, p in dense.named_parameters()},
+        "masks": masks,
+        "unsettled": unsettled,
+        "save": raised(forgotten.state_dict),
+        "verify": raised(lambda: hf_nm.verify(forgotten)),
+        "rows": raised(lambda: hf_nm.attach(new_optimizer(cut), cut)),
+        "even": raised(lambda: hf_nm.attach(new_optimizer(odd), odd)),
+        "cut": raised(lambda: hf_nm.attach(new_optimizer(six), six)),
+        "finalized": type(hf_nm.finalize(model).five).__name__,
+    }
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    rank = dist.get_rank()
+
+    def keep(name: str, result: dict[str, Any]) -> None:
+        torch.save(result, folder / f"{name}-{rank}.pt")
+
+    for name, (way, options) in WAYS.items():
+        keep(name, run(rank, way, **options))
+    for kind in ("per rank", "full", "dcp"):
+        keep(kind, resumed(rank, folder, kind))
+    keep("outside", outside(rank))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
