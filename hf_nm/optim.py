@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hf_nm import resume
 from hf_nm.guard import StepGuard
 from hf_nm.meter import MaskMeter
+from hf_nm.modes import ModeGuard
 from hf_nm.ranks import align_ranks, several_processes
 from hf_nm.state import BrokenPatternError
 from hf_nm.weights import SparseWeight, sparse_weights, wrote_dense
@@ -152,6 +153,7 @@ class Attachment(MaskMeter):
         self._guards: list[StepGuard] = []
         self._guard(optimizer)
         self._guard(outer)
+        self._modes = ModeGuard(optimizer, self.weights)
         optimizer._nm_attachment = self  # type: ignore[attr-defined]
 
     @property
@@ -171,6 +173,7 @@ class Attachment(MaskMeter):
         for guard in self._guards:
             guard.remove()
         self._guards.clear()
+        self._modes.remove()
 
     # -- around a step -----------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ ORDER = [
     "checkpoint",
     "ranks",
     "guard",
+    "modes",
     "resume",
     "optim",
     "trainer",
