@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_nm import resume
-from hf_nm.guard import StepGuard
+from hf_nm.guard import StepGuard, load_hooks
 from hf_nm.meter import MaskMeter
 from hf_nm.modes import ModeGuard
 from hf_nm.ranks import align_ranks, several_processes
@@ -147,8 +147,7 @@ class Attachment(MaskMeter):
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_post_hook(self._save),
-            optimizer.register_load_state_dict_pre_hook(self._take_from_checkpoint),
-            optimizer.register_load_state_dict_post_hook(self._load_taken),
+            *load_hooks(optimizer, self._take_from_checkpoint, self._load_taken),
         ]
         self._guards: list[StepGuard] = []
         self._guard(optimizer)
