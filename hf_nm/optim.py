@@ -121,7 +121,8 @@ class Attachment(MaskMeter):
         if not weights:
             raise ValueError(
                 f"the optimizer holds none of the model's {len(everything)} N:M weights (first: "
-                f"{everything[0].name}); build it from model.parameters() of this very model"
+                f"{everything[0].name}); build it from model.parameters() of this very model (frozen "
+                "ones, as the base under PEFT, stay N:M without attach: use a plain Trainer or loop)"
             )
         if resume.was_lost(optimizer.param_groups):
             raise ValueError(
