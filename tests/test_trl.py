@@ -67,6 +67,9 @@ def test_supervised_fine_tuning(tmp_path):
     assert callback.attachment.step == 6
     lines = train_logs(trainer)
     assert [figures(line) for line in lines] == recorder.expected([2, 4, 6])
+    assert [figures(line) for line in recorder.logs if "loss" in line] == recorder.expected(
+        [2, 4, 6]
+    )
     assert lines[-1]["nm/sad_init"] > 0
     assert [line["step"] for line in sad_file(tmp_path / "whole")] == [2, 4, 6]
     assert_sparse(trainer.model)
