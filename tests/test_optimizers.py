@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import mlp
 from reference import Reference, patterns_of
+from trainers import build, train_logs
 from training import (
     assert_equals_reference,
     assert_same_state,
@@ -115,6 +116,19 @@ def test_eight_bit_adamw_resumed(tmp_path):
     train_on(resumed, other, range(4, 8))
     assert_same_state(state_of(resumed), state_of(model))
     assert_sparse(resumed)
+
+
+def test_eight_bit_adamw_in_the_trainer(tmp_path):
+    """Red if the Trainer's wrapper of the optimizer goes past what was wrapped for bitsandbytes."""
+    pytest.importorskip("bitsandbytes")
+    options = {"optim": "adamw_bnb_8bit", "save_strategy": "steps", "save_steps": 5}
+    whole = build(tmp_path / "whole", **options)
+    whole.train()
+    resumed = build(tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert resumed.nm_callback.attachment.step == 12
+    assert train_logs(resumed)[-1]["nm/sad_init"] == train_logs(whole)[-1]["nm/sad_init"] > 0
+    assert_same_state(state_of(resumed.model), state_of(whole.model))
 
 
 class OwnLoad(torch.optim.Adam):
