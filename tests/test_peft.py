@@ -139,3 +139,12 @@ def test_merged_inside_dense_weights(safe, tmp_path):
     optimizer.step()
     assert handle.sad() > 0
     assert_sparse(merged)
+
+
+def test_sparsify_leaves_adapters_dense():
+    """Red if LoRA's A and B, linear layers inside the blocks, are made N:M with the base."""
+    model = with_lora(models.llama())
+    hf_nm.sparsify(model)
+    names = [w.name for w in hf_nm.sparse_weights(model)]
+    assert len(names) == 14
+    assert not [name for name in names if "lora" in name]
