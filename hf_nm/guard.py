@@ -1,4 +1,4 @@
-"""Acting before an exception leaves ``optimizer.step``: torch calls no hook then."""
+"""Acting where torch calls no hook: a failing ``step``, an optimizer's own ``load_state_dict``."""
 
 from __future__ import annotations
 
@@ -40,3 +40,56 @@ class StepGuard:
         if getattr(self.owner.__dict__.get("step"), "__func__", None) is self._step:
             del self.owner.__dict__["step"]
             self.owner.__dict__.update(self._before)
+
+
+class LoadGuard:
+    """Wraps ``owner.load_state_dict`` where the optimizer's class has its own: that of bitsandbytes
+    calls none of the hooks that torch's calls.
+
+    Args:
+        owner: a torch optimizer.
+        before: called with the optimizer and a shallow copy of the state dict, which it may change.
+        after: called with the optimizer when the copy was loaded.
+    """
+
+    def __init__(
+        self,
+        owner: torch.optim.Optimizer,
+        before: Callable[[torch.optim.Optimizer, dict[str, Any]], None],
+        after: Callable[[torch.optim.Optimizer], None],
+    ) -> None:
+        self.owner = owner
+        original = owner.load_state_dict
+
+        @functools.wraps(original)
+        def load_state_dict(state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+            copy = dict(state_dict)
+            before(owner, copy)
+            original(copy, *args, **kwargs)
+            after(owner)
+
+        self._load = load_state_dict
+        owner.load_state_dict = load_state_dict  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        """Give the optimizer its own ``load_state_dict`` back."""
+        if self.owner.__dict__.get("load_state_dict") is self._load:
+            del self.owner.__dict__["load_state_dict"]
+
+
+def load_hooks(
+    optimizer: torch.optim.Optimizer,
+    before: Callable[[torch.optim.Optimizer, dict[str, Any]], None],
+    after: Callable[[torch.optim.Optimizer], None],
+) -> list[Any]:
+    """Call ``before`` and ``after`` around ``optimizer.load_state_dict``, whoever wrote that.
+
+    Returns:
+        Handles with a ``remove()``.
+    """
+    if type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
+        return [LoadGuard(optimizer, before, after)]
+    return [
+        optimizer.register_load_state_dict_pre_hook(before),
+        optimizer.register_load_state_dict_post_hook(after),
+    ]

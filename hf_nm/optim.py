@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_nm import resume
-from hf_nm.guard import StepGuard
+from hf_nm.guard import StepGuard, load_hooks
 from hf_nm.meter import MaskMeter
-from hf_nm.ranks import align_ranks, settle_shards, several_processes
-from hf_nm.sharding import is_sharded, local
-from hf_nm.state import BrokenPatternError
-from hf_nm.weights import SparseWeight, sparse_weights, wrote_dense
+from hf_nm.modes import ModeGuard
+from hf_nm.readiness import Readiness
+from hf_nm.sharding import local
+from hf_nm.weights import SparseWeight, sparse_weights
 from hf_nm.wrapping import checked_model, inner_optimizer
 
 
@@ -106,9 +106,7 @@ class Attachment(MaskMeter):
         self._open: list[SparseWeight] = []
         self._before_closure: list[Tensor] = []
         self._depth = 0
-        self._dense_writes: list[Tensor] = []
         self._skipping = False
-        self._known: set[str] = set()  # weights that were checked, on which ranks agree
         self._loading: dict[str, Any] | None = None
 
         everything = sparse_weights(model)
@@ -121,7 +119,8 @@ class Attachment(MaskMeter):
         if not weights:
             raise ValueError(
                 f"the optimizer holds none of the model's {len(everything)} N:M weights (first: "
-                f"{everything[0].name}); build it from model.parameters() of this very model"
+                f"{everything[0].name}); build it from model.parameters() of this very model (frozen "
+                "ones, as the base under PEFT, stay N:M without attach: use a plain Trainer or loop)"
             )
         if resume.was_lost(optimizer.param_groups):
             raise ValueError(
@@ -129,16 +128,8 @@ class Attachment(MaskMeter):
                 "in it were lost; call hf_nm.attach(optimizer, model) first, then "
                 "optimizer.load_state_dict(...) (in another Trainer: NMCallback(...).install(trainer))"
             )
-        for w in weights:
-            self._check_whole(w)
-        self._settle_shards(weights)
-        if several_processes():
-            # DDP gives all ranks the first one's sparse weights, to which masks of other ranks need
-            # not belong: that is settled at the first step, where every rank takes part.
-            for w in everything:
-                w.state.unaligned = not is_sharded(w.weight)
-        else:
-            self._meet(weights)
+        self._readiness = Readiness(model)
+        self._start_anew(self._readiness.at_attach(weights))
         for w in weights:
             self.history(w)
             w.state.stepped()
@@ -148,12 +139,12 @@ class Attachment(MaskMeter):
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_post_hook(self._save),
-            optimizer.register_load_state_dict_pre_hook(self._take_from_checkpoint),
-            optimizer.register_load_state_dict_post_hook(self._load_taken),
+            *load_hooks(optimizer, self._take_from_checkpoint, self._load_taken),
         ]
         self._guards: list[StepGuard] = []
         self._guard(optimizer)
         self._guard(outer)
+        self._modes = ModeGuard(optimizer, self.weights)
         optimizer._nm_attachment = self  # type: ignore[attr-defined]
 
     @property
@@ -173,6 +164,7 @@ class Attachment(MaskMeter):
         for guard in self._guards:
             guard.remove()
         self._guards.clear()
+        self._modes.remove()
 
     # -- around a step -----------------------------------------------------------------------------
 
@@ -195,15 +187,10 @@ class Attachment(MaskMeter):
                 "the optimizer holds no N:M weight any more (finalized, or its param_groups were "
                 "replaced); call .remove() on the handle to train on without hf_nm"
             )
-        for w in weights:
-            self._check_whole(w)
-        self._settle_shards(weights)
-        self._meet(weights)
+        self._start_anew(self._readiness.before_step(weights))
         for w in weights:
             self.history(w)
-            w.state.watch(w.weight)  # another parameter than before, if it was sharded since
             w.state.stepped()
-        self._find_dense_writes(weights)
 
         self._stepping = weights
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -301,66 +288,6 @@ class Attachment(MaskMeter):
     def _after_failure(self) -> None:
         self._depth = 0
         self._project(count=False)
-
-    def _check_whole(self, w: SparseWeight) -> None:
-        """Raise unless the parameter holds its sparse weight, on a real device."""
-        if w.weight.device.type == "meta":
-            raise ValueError(
-                f"{w.name} is on the meta device; load its values before attach or step "
-                "(model.to_empty(...), then model.load_state_dict(...))"
-            )
-        w.state.settle(w.weight)
-        if w.state.is_dense:
-            raise RuntimeError(
-                f"{w.name} holds its dense weight: optimizer.step() was called inside `with "
-                "hf_nm.dense_weights(model):`; the gradient belongs to the sparse weight, so step "
-                "outside it"
-            )
-
-    def _meet(self, weights: list[SparseWeight]) -> None:
-        """Weights seen for the first time: ranks agree on them, and they obey their masks. The latter
-        also where a checkpoint was loaded."""
-        new = [w for w in weights if w.name not in self._known]
-        if new and several_processes():
-            # All of the model's, not only this optimizer's: an optimizer forgotten for the others
-            # is found by masks that belong to their weights.
-            everything = [w for w in sparse_weights(self.model) if w.state.mask is not None]
-            if align_ranks(everything):
-                self._start_anew([w for w in new if not is_sharded(w.weight)])
-            for w in everything:
-                w.state.unaligned = False
-        for w in weights:
-            if w.name in self._known and w.state.restored is None:
-                continue
-            if w.state.breaks(w.weight):
-                raise BrokenPatternError(
-                    f"{w.name} holds values where its {w.pattern} mask says zero"
-                    + (
-                        "; the optimizer's checkpoint was loaded but not the model's: load both"
-                        if w.state.restored is not None
-                        else ": it was trained or written without hf_nm; enter and leave `with "
-                        "hf_nm.dense_weights(model):` to take the present values as dense weights"
-                    )
-                )
-            w.state.restored = None
-            self._known.add(w.name)
-
-    def _settle_shards(self, weights: list[SparseWeight]) -> None:
-        self._start_anew(settle_shards(weights))
-
-    def _find_dense_writes(self, weights: list[SparseWeight]) -> None:
-        """Raise if other code wrote dense values since the last step: the pruned part does not belong
-        to them. An accelerator is not waited for; what it found is read at the next step."""
-        flags = wrote_dense(weights)
-        found = self._dense_writes + [flag for flag in flags if flag.is_cpu]
-        self._dense_writes = [flag for flag in flags if not flag.is_cpu]
-        if any(bool(flag) for flag in found):
-            raise BrokenPatternError(
-                "N:M weights held values where their masks say zero when optimizer.step() was called: "
-                "other code wrote them after the last step (an average swapped in, an optimizer's "
-                "mode switch, a wrapper that interpolates). Make such writes inside `with "
-                "hf_nm.dense_weights(model):`"
-            )
 
     # -- checkpoints -------------------------------------------------------------------------------
 

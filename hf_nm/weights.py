@@ -113,28 +113,42 @@ def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
             "dense_weights needs a model with N:M weights, but this one has none; "
             "call hf_nm.sparsify(model) first"
         )
-    for w in weights:
-        w.state.settle(w.weight)
-    opened = [w for w in weights if not w.state.is_dense and w.state.mask is not None]
     savers = [
         module
         for module in model.modules()
         if hasattr(module, "save_pretrained") and "save_pretrained" not in module.__dict__
     ]
-    try:  # from here on whatever raises (a warning made an error, too) leaves sparse weights behind
+    try:
         for module in savers:
             module.__dict__["save_pretrained"] = _refuse_to_save
+        with open_weights(weights):
+            yield model
+    finally:
+        for module in savers:
+            module.__dict__.pop("save_pretrained", None)
+
+
+@contextmanager
+def open_weights(weights: list[SparseWeight]) -> Iterator[None]:
+    """What :func:`dense_weights` does, for some weights of a model."""
+    for w in weights:
+        w.state.settle(w.weight)
+        if w.state.mask is None and w.state.whole is not None and w.weight.device.type != "meta":
+            raise ValueError(
+                f"{w.name} was sharded after sparsify and ranks have not agreed on its mask yet; call "
+                "hf_nm.attach(optimizer, model) on every rank first"
+            )
+    opened = [w for w in weights if not w.state.is_dense and w.state.mask is not None]
+    try:  # from here on whatever raises (a warning made an error, too) leaves sparse weights behind
         overwritten = [w.name for w in opened if not _open(w)]
         if overwritten:
             warnings.warn(
                 f"{len(overwritten)} N:M weights held values where their masks say zero "
                 f"(first: {overwritten[0]}); their present values are taken as the dense weights",
-                stacklevel=3,
+                stacklevel=5,
             )
-        yield model
+        yield
     finally:
-        for module in savers:
-            module.__dict__.pop("save_pretrained", None)
         for w in opened:
             w.state.split(w.weight, update_mask=w.state.moves)
 

@@ -10,7 +10,7 @@ import torch
 from models import mlp
 from tolerances import assert_close, assert_same_bits
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training import (
     SIZES,
     assert_same_state,
@@ -200,24 +200,33 @@ def test_average_swapped_in_for_evaluation():
     assert_same_state(state_of(model, optimizer), before)
 
 
-def test_torchs_averaged_model():
-    """SWA of two sparse models is not N:M, and saying so is red if it is saved as if it were."""
+@pytest.mark.parametrize("decay", [None, 0.7], ids=["swa", "ema"])
+def test_torchs_averaged_model(decay):
+    """Red if dense weights are averaged otherwise than by hand, or the average of sparse ones, which is
+    not N:M, is saved as if it were."""
+    kind = {} if decay is None else {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
     model, optimizer = trained()
-    wrong, right = AveragedModel(model), AveragedModel(model)
-    expected = dense_parts(model)
+    wrong, right = AveragedModel(model, **kind), AveragedModel(model, **kind)
+    seen = []
     for step in range(4, 7):
         train(model, optimizer, [step])
         wrong.update_parameters(model)
         with hf_nm.dense_weights(model), hf_nm.dense_weights(right):
             right.update_parameters(model)
+        assert_sparse(right.module)
+        seen.append({f"module.{name}": dense for name, dense in dense_parts(model).items()})
+    for w in hf_nm.sparse_weights(right):
+        first, second, third = (parts[w.name] for parts in seen)
+        average = (first + second + third) / 3
+        if decay is not None:
+            average = first.lerp(second, 1 - decay).lerp(third, 1 - decay)
+        assert_close(w.dense_weight(), average, w.name)
+        assert torch.equal(w.mask, hf_nm.nm_mask(average, 2, 4)), w.name
+    hf_nm.verify(right.module)
     with pytest.raises(hf_nm.BrokenPatternError, match="dense_weights"):
         wrong.state_dict()
     with pytest.raises(hf_nm.BrokenPatternError):
         hf_nm.verify(wrong.module)
-    assert_sparse(right.module)
-    hf_nm.verify(right.module)
-    assert right.n_averaged == 3
-    assert dense_parts(right.module).keys() == expected.keys()
 
 
 def test_save_pretrained_inside_is_refused(tmp_path):

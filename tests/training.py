@@ -80,19 +80,21 @@ def assert_sparse(model: nn.Module) -> None:
     model.state_dict()
 
 
-def twins(decay: float = 0.05, **options: Any) -> tuple[nn.Sequential, Reference]:
-    """A sparse model in float64 and the slow reference of it."""
-    model = sparse_mlp(dtype=torch.float64, decay=decay, **options)
+def twins(
+    decay: float = 0.05, dtype: torch.dtype = torch.float64, **options: Any
+) -> tuple[nn.Sequential, Reference]:
+    """A sparse model and the slow reference of it."""
+    model = sparse_mlp(dtype=dtype, decay=decay, **options)
     from models import mlp
 
-    twin = mlp(*SIZES, dtype=torch.float64)
+    twin = mlp(*SIZES, dtype=dtype)
     method = options.get("method", "sr-ste")
     return model, Reference(twin, patterns_of(hf_nm.report(model).layers), method, decay)
 
 
 def reference_loss(reference: Reference, step: int) -> Tensor:
     """:func:`loss_of` of the reference."""
-    inputs, targets = example(step, dtype=torch.float64)
+    inputs, targets = example(step, dtype=next(reference.model.parameters()).dtype)
     return nn.functional.mse_loss(reference(inputs), targets)
 
 
