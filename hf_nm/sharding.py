@@ -52,9 +52,9 @@ def check_shards(name: str, weight: Tensor, pattern: NMPattern, dim: int) -> Non
         if parts > 1 and (rows % pattern.m or mesh.ndim > 1):
             raise ValueError(
                 f"{name} {list(weight.shape)} is sharded along its input dimension {dim} into {parts} "
-                f"parts of {rows}, which cuts {pattern} groups; shard it along another dimension "
-                "(fully_shard(..., shard_placement_fn=lambda parameter: Shard(1))), or leave it dense "
-                "with exclude="
+                f"parts of {rows}, which cuts {pattern} groups; shard it along another dimension (with "
+                "FSDP2 shard_placement_fn=lambda parameter: Shard(1)) or over fewer processes, or leave "
+                "it dense with exclude="
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from hf_nm.kinds import input_dims
 from hf_nm.layers import NMLayer, make_dense, make_sparse
@@ -43,8 +44,8 @@ def sparsify(
     tied to an embedding stay dense; :func:`hf_nm.report` says for every weight what was done and why.
 
     Args:
-        model: any transformers model or ``nn.Module``; on the meta device masks are computed when
-            weights arrive.
+        model: any transformers model or ``nn.Module``, also sharded by FSDP2 or a tensor-parallel plan;
+            on the meta device masks are computed when weights arrive.
         n: weights kept per group.
         m: weights per group.
         method: ``"sr-ste"`` (straight-through gradient plus ``decay * R``, the paper's), ``"ste"``
@@ -62,7 +63,7 @@ def sparsify(
     Raises:
         ValueError: the pattern, method or decay is not valid, a glob matches nothing, a targeted
             weight cannot be N:M, nothing was found, or the model is already sparse, quantized,
-            compiled or wrapped (DDP, FSDP, DeepSpeed).
+            offloaded, compiled or wrapped (DDP, FSDP1, DeepSpeed), or a shard cuts groups.
         TypeError: ``n`` or ``m`` is not an integer, or ``model`` not a module.
     """
     pattern = NMPattern(n, m)
@@ -272,7 +273,7 @@ def _check_plain(model: nn.Module) -> None:
         )
     classes = {type(module) for module in model.modules()}
     kinds = {base.__name__: base.__module__ for kind in classes for base in kind.__mro__}
-    wrapped = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
+    wrapped = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
     wrapper = next((kind for kind in kinds if kind in wrapped), None)
     if wrapper is None and any(where.startswith("deepspeed") for where in kinds.values()):
         wrapper = "DeepSpeed"
@@ -281,6 +282,16 @@ def _check_plain(model: nn.Module) -> None:
             f"the model, or a part of it, is already wrapped by {wrapper}; make the plain model "
             "sparse first, then wrap it"
         )
+    for name, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        if any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook])):
+            raise ValueError(
+                f"the weights of {name or 'the model'} are offloaded (device_map sent them to the CPU or "
+                "the disk), and each forward pass brings copies; load the model where it fits, for "
+                "example with device_map={'': 0}, or use FSDP2"
+            )
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after a forward pass the root may still hold gathered copies
     if isinstance(getattr(model, "_orig_mod", None), nn.Module):
         raise ValueError(
             "the model is already compiled; make it sparse first, then call torch.compile"

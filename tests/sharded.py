@@ -7,10 +7,12 @@ None) use the same code without sharding.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -171,19 +173,28 @@ def scheduled(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
 
 
 def as_accelerate(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
-    """The optimizer is attached first; only rank 0 has the values; shards are made on the meta device,
+    """accelerate with ``fsdp_version: 2``, by its own function (on CPU its ``prepare`` would make DDP).
+    The optimizer is attached first; only rank 0 has the values; shards are made on the meta device,
     filled from rank 0's whole weights, and replace the optimizer's parameters."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
     optimizer = new_optimizer(model)
     handle = hf_nm.attach(optimizer, model)
-    values = model.state_dict()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    model = shard(model.to("meta"))
-    sharded = {}
-    for name, parameter in model.state_dict().items():
-        full = values[name].detach().clone()
-        dist.broadcast(full, src=0)
-        sharded[name] = distribute_tensor(full, parameter.device_mesh, parameter.placements)
-    model.load_state_dict(sharded, assign=True)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["NMLinear", "NMExperts"],
+        cpu_ram_efficient_loading=True,
+    )
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        mixed_precision="no",
+        is_main_process=dist.get_rank() == 0,
+        device=torch.device("cpu"),
+    )
+    model = fsdp2_prepare_model(accelerator, model)
     replaced = dict(model.named_parameters())
     for group in optimizer.param_groups:
         group["params"] = [replaced[names[id(parameter)]] for parameter in group["params"]]
@@ -198,6 +209,20 @@ def filled_from_first(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, values, options=options)
     return not_sharded(model)
+
+
+def sharded_first(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+    """As models come from transformers' own ``DistributedConfig(fsdp_size=...)``: sparsify last, also
+    after a forward pass, which leaves the root's parameters gathered."""
+    dense = Net().double()
+    with torch.no_grad():
+        for to, of in zip(dense.parameters(), model.parameters(), strict=True):
+            to.copy_(of)
+        for w in hf_nm.sparse_weights(model):
+            dense.get_parameter(w.name).copy_(w.dense_weight())
+    dense = shard(dense)
+    loss_of(dense, 0, dist.get_rank())
+    return not_sharded(hf_nm.sparsify(dense, targets="*", decay=DECAY))
 
 
 def replicated_shards(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
@@ -215,6 +240,7 @@ WAYS = {
     "as_accelerate": (as_accelerate, {}),
     "as_accelerate_fixed": (as_accelerate, {"method": "fixed"}),
     "filled_from_first": (filled_from_first, {}),
+    "sharded_first": (sharded_first, {}),
     "replicated": (replicated_shards, {}),
 }
 
@@ -263,6 +289,56 @@ def resumed(rank: int, folder: Path, kind: str, attach_last: bool = False) -> di
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
     losses += steps(model, optimizer, rank, range(3, STEPS))
     return seen(model, handle, losses)
+
+
+# -- tensor parallelism ----------------------------------------------------------------------------
+
+
+def tensor_parallel(rank: int | None, folder: Path) -> dict[str, Any]:
+    """Llama by transformers' own plan; every rank sees the whole batch."""
+    from models import VOCABULARY, llama
+    from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
+
+    torch.manual_seed(0)
+    tokens = torch.randint(3, VOCABULARY, (4, 7))
+    model = llama().double()
+    if rank is not None:
+        if rank == 0:
+            model.save_pretrained(folder / "llama")
+        dist.barrier()
+        parallel = DistributedConfig(tp_size=2, tp_plan="auto")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder / "llama", distributed_config=parallel, dtype=torch.float64
+        )
+    hf_nm.sparsify(model, decay=DECAY)
+    optimizer = new_optimizer(model)
+    handle = hf_nm.attach(optimizer, model)
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if step == 2:
+            handle.mark()
+    if rank is not None:
+        model.save_pretrained(folder / "sparse-llama")
+    return seen(model, handle, losses)
+
+
+def cut_plan() -> str:
+    """A plan that cuts the groups of the last feed-forward layer: 12 inputs over 2 processes."""
+    from models import llama
+    from torch.distributed.tensor import Shard
+
+    model = llama(intermediate_size=12)
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        weight = distribute_tensor(layer.mlp.down_proj.weight.detach(), mesh, [Shard(1)])
+        layer.mlp.down_proj.weight = nn.Parameter(weight)
+    return raised(lambda: hf_nm.sparsify(model))
 
 
 # -- what goes wrong, or outside a step ------------------------------------------------------------
@@ -327,6 +403,7 @@ def outside(rank: int) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"  # as accelerate's launcher sets it
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     rank = dist.get_rank()
 
@@ -337,7 +414,8 @@ def main(folder: Path) -> None:
         keep(name, run(rank, way, **options))
     for kind in ("per rank", "full", "dcp"):
         keep(kind, resumed(rank, folder, kind))
-    keep("outside", outside(rank))
+    keep("tensor_parallel", tensor_parallel(rank, folder))
+    keep("outside", outside(rank) | {"plan": cut_plan()})
     dist.destroy_process_group()
 
 

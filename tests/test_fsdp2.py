@@ -1,4 +1,4 @@
-"""Weights sharded over two processes by ``fully_shard``: the same run as in one process."""
+"""Weights sharded over two processes, by FSDP2 or tensor parallelism: the same run as in one process."""
 
 from __future__ import annotations
 
@@ -62,6 +62,20 @@ def test_resumed_by_one_process(folder):
     assert {key: found[key] for key in MEASURED} == {key: one[key] for key in MEASURED}
 
 
+def test_tensor_parallel(folder, tmp_path):
+    """By transformers' plan for Llama, also saved by it. Red if SAD counts one rank's part, or masks of
+    row-parallel layers are those of other groups."""
+    first, second = seen_by(folder, "tensor_parallel")
+    one = sharded.tensor_parallel(None, tmp_path)
+    for result in (first, second):
+        assert_state_close(result["state"], one["state"])
+        assert_close(torch.tensor(result["losses"]), torch.tensor(one["losses"]))
+        assert {key: result[key] for key in MEASURED} == {key: one[key] for key in MEASURED}
+    report = hf_nm.verify(folder / "sparse-llama")
+    assert len(report.layers) == 14
+    assert 2 * report.kept == report.weights
+
+
 def test_outside_a_step(folder):
     """Dense weights are written and projected, a dense checkpoint is taken as dense weights."""
     first, second = seen_by(folder, "outside")
@@ -85,6 +99,7 @@ def test_what_is_found(folder):
         assert result["rows"] == result["even"] == ""
         assert result["cut"] == (
             "ValueError: 0.weight [4, 12] is sharded along its input dimension -1 into 2 parts of 6, "
-            "which cuts 2:4 groups; shard it along another dimension (fully_shard(..., "
-            "shard_placement_fn=lambda parameter: Shard(1))), or leave it dense with exclude="
+            "which cuts 2:4 groups; shard it along another dimension (with FSDP2 shard_placement_fn="
+            "lambda parameter: Shard(1)) or over fewer processes, or leave it dense with exclude="
         )
+        assert "mlp.down_proj.weight [32, 12] is sharded along" in result["plan"]

@@ -155,14 +155,25 @@ def test_data_parallel() -> None:
         hf_nm.sparsify(nn.DataParallel(bert()))
 
 
-@pytest.mark.usefixtures("single_process_group")
-def test_fsdp2() -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+def test_offloaded() -> None:
+    """Red if weights that only exist elsewhere are silently left dense."""
+    from accelerate import cpu_offload
 
-    model = fully_shard(bert(), mesh=init_device_mesh("cpu", (1,)))
-    with pytest.raises(ValueError, match="wrapped by FSDPModule"):
+    model = bert()
+    cpu_offload(model, execution_device="cpu")
+    with pytest.raises(ValueError, match="offloaded"):
         hf_nm.sparsify(model)
+
+
+def test_device_map() -> None:
+    """accelerate's hooks move inputs; weights that lie where they compute are like any others."""
+    from accelerate import dispatch_model
+
+    plain = hf_nm.sparsify(bert())
+    model = dispatch_model(bert(), {"": "cpu"}, force_hooks=True)
+    hf_nm.sparsify(model)
+    inputs = batch(model)
+    assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
 
 
 def test_fsdp1_and_deepspeed_by_name() -> None:
