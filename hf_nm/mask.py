@@ -10,6 +10,7 @@ Shapes: ``weight``, ``pruned`` and ``mask`` share one shape; groups of ``m`` run
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -68,12 +69,13 @@ def nm_mask(weight: Tensor, n: int, m: int, dim: int = -1) -> Tensor:
     pattern = NMPattern(n, m)
     check_maskable(weight, pattern, dim)
     with torch.no_grad():
-        rows = _last(weight.detach(), dim)
-        mask = torch.empty(rows.shape, dtype=torch.bool, device=weight.device)
+        weight = weight.detach().contiguous()
+        mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
         if weight.device.type != "meta":
-            for bits, out in _chunks(pattern.m, _bits(rows), mask):
-                out.copy_(_keep(bits, pattern))
-        return mask.movedim(-1, dim).contiguous()
+            stride = _stride(weight, dim)
+            for bits, out in _chunks(pattern.m * stride, _bits(weight), mask):
+                out.copy_(_keep(bits, pattern, stride))
+        return mask
 
 
 def check_maskable(weight: Tensor, pattern: NMPattern, dim: int = -1) -> None:
@@ -121,25 +123,25 @@ def split_(
     Returns:
         int64 scalar tensor on the weight's device: how many mask entries changed.
     """
-    last = dim % weight.ndim == weight.ndim - 1
-    if not (last and all(t is None or t.is_contiguous() for t in (weight, pruned, mask))):
-        parts = [weight, mask] if pruned is None else [weight, mask, pruned]
-        copies = [_last(part, dim) for part in parts]
+    parts = [weight, mask] if pruned is None else [weight, mask, pruned]
+    if not all(part.is_contiguous() for part in parts):
+        copies = [part.contiguous() for part in parts]
         copied_pruned = None if pruned is None else copies[2]
-        flips = split_(copies[0], copied_pruned, copies[1], pattern, update_mask=update_mask)
+        flips = split_(copies[0], copied_pruned, copies[1], pattern, dim, update_mask=update_mask)
         for part, copy in zip(parts, copies, strict=True):
-            part.copy_(copy.movedim(-1, dim))
+            part.copy_(copy)
         return flips
 
+    stride = _stride(weight, dim)
     flips = torch.zeros((), dtype=torch.int64, device=weight.device)
     tensors = [_bits(weight), mask] if pruned is None else [_bits(weight), mask, _bits(pruned)]
-    for dense, kept, *rest in _chunks(pattern.m, *tensors):
+    for dense, kept, *rest in _chunks(pattern.m * stride, *tensors):
         if update_mask:
-            new = _keep(dense, pattern)
+            new = _keep(dense, pattern, stride)
             flips += torch.count_nonzero(torch.ne(new, kept))
             kept.copy_(new)
         counted = pattern.m <= _LARGEST_COUNTED_GROUP
-        dropped = _buffers(pattern, dense).compared if counted else torch.empty_like(dense)
+        dropped = _buffers(pattern, dense, stride).compared if counted else torch.empty_like(dense)
         dropped.copy_(kept.view(torch.int8).sub(1))  # all bits set where pruned
         if rest:
             torch.bitwise_and(dense, dropped, out=rest[0])
@@ -176,7 +178,7 @@ def breaks_mask(weight: Tensor, mask: Tensor) -> bool:
 @torch.no_grad()
 def count_kept(weight: Tensor, pattern: NMPattern, dim: int = -1) -> Tensor:
     """Non-zero entries per group: int64 of shape ``[..., groups]``, ``dim`` moved last."""
-    rows = _last(weight.detach(), dim)
+    rows = weight.detach().movedim(dim, -1)
     return rows.ne(0).unflatten(-1, (-1, pattern.m)).sum(-1)
 
 
@@ -187,9 +189,9 @@ def fingerprint(weight: Tensor) -> int:
     return int(_bits(weight).sum(dtype=torch.int64))
 
 
-def _last(tensor: Tensor, dim: int) -> Tensor:
-    """``tensor`` with ``dim`` moved last, contiguous (a copy unless it already is)."""
-    return tensor.movedim(dim, -1).contiguous()
+def _stride(tensor: Tensor, dim: int) -> int:
+    """How far apart in memory neighbours along ``dim`` of a contiguous tensor are, in entries."""
+    return max(1, math.prod(tensor.shape[dim % tensor.ndim + 1 :]))  # 1 in an empty shard
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -197,34 +199,36 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().view(_INTEGER_OF_SIZE[tensor.element_size()])
 
 
-def _chunks(m: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Contiguous tensors flattened and cut into equal runs of whole groups."""
+def _chunks(span: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Contiguous tensors flattened and cut into equal runs of whole groups, which lie within ``span``
+    entries."""
     flat = [tensor.view(-1) for tensor in tensors]
-    size = _chunk_size(m, tensors[0].device)
+    size = _chunk_size(span, tensors[0].device)
     for start in range(0, flat[0].numel(), size):
         yield tuple(tensor[start : start + size] for tensor in flat)
 
 
-def _chunk_size(m: int, device: torch.device) -> int:
+def _chunk_size(span: int, device: torch.device) -> int:
     limit = _CHUNK_CPU if device.type == "cpu" else _CHUNK_OTHER
-    return max(m, limit // m * m)
+    return max(span, limit // span * span)
 
 
-def _keep(bits: Tensor, pattern: NMPattern) -> Tensor:
-    """Flat bool mask for a flat run of whole groups, given as signed integers.
+def _keep(bits: Tensor, pattern: NMPattern, stride: int) -> Tensor:
+    """Flat bool mask for a flat run of whole groups, given as signed integers; the entries of a group
+    lie ``stride`` apart.
 
     Valid until the next call in this thread: it may be a buffer that is used again.
     """
     n, m = pattern.n, pattern.m
     if m > _LARGEST_COUNTED_GROUP:
-        groups = bits.bitwise_and(torch.iinfo(bits.dtype).max).view(-1, m)
-        order = groups.sort(dim=-1, descending=True, stable=True).indices[:, :n]
+        groups = bits.bitwise_and(torch.iinfo(bits.dtype).max).view(-1, m, stride)
+        order = groups.sort(dim=1, descending=True, stable=True).indices[:, :n]
         kept = torch.zeros(groups.shape, dtype=torch.bool, device=bits.device)
         return kept.scatter_(1, order, True).view(-1)
     # An entry is kept if it beats at least m - n others of its group; an equal one beats those after
     # it. Whole runs are compared at each distance, and pairs that straddle two groups discarded:
     # m - 1 sweeps over contiguous memory instead of strided access within small groups.
-    buffers = _buffers(pattern, bits)
+    buffers = _buffers(pattern, bits, stride)
     torch.bitwise_and(bits, torch.iinfo(bits.dtype).max, out=buffers.magnitude[0])
     buffers.wins[0].copy_(buffers.start)
     for distance in range(1, m):
@@ -237,7 +241,8 @@ def _keep(bits: Tensor, pattern: NMPattern) -> Tensor:
 
 
 class _Buffers:
-    """Working memory of :func:`_keep` for runs of one length; lists are views by distance ahead.
+    """Working memory of :func:`_keep` for runs of one length; lists are views by distance ahead, in
+    entries of a group.
 
     Attributes:
         magnitude: per distance the magnitudes that far ahead, integers.
@@ -250,17 +255,21 @@ class _Buffers:
         within: per distance less one, 1 where the entry that far ahead is in the same group, uint8.
     """
 
-    def __init__(self, pattern: NMPattern, length: int, dtype: torch.dtype, device: Any) -> None:
+    def __init__(
+        self, pattern: NMPattern, length: int, stride: int, dtype: torch.dtype, device: Any
+    ) -> None:
         n, m = pattern.n, pattern.m
-        position = torch.arange(m, dtype=torch.uint8, device=device).repeat(length // m)
+        position = torch.arange(m, dtype=torch.uint8, device=device).repeat_interleave(stride)
+        position = position.repeat(length // (m * stride))
         self.start = position + (128 - (m - n))
         self.within = [(position < m - d).view(torch.uint8) for d in range(1, m)]
         self.compared = torch.empty(length, dtype=dtype, device=device)
         self.beats = torch.empty(length, dtype=torch.uint8, device=device)
-        magnitude = torch.zeros(length + m, dtype=dtype, device=device)
-        wins = torch.zeros(length + m, dtype=torch.uint8, device=device)
-        self.magnitude = [magnitude[d : d + length] for d in range(m)]
-        self.wins = [wins[d : d + length] for d in range(m)]
+        ahead = [d * stride for d in range(m)]
+        magnitude = torch.zeros(length + m * stride, dtype=dtype, device=device)
+        wins = torch.zeros(length + m * stride, dtype=torch.uint8, device=device)
+        self.magnitude = [magnitude[d : d + length] for d in ahead]
+        self.wins = [wins[d : d + length] for d in ahead]
 
 
 class _BuffersOfThread(threading.local):
@@ -275,15 +284,15 @@ _buffers_of_thread = _BuffersOfThread()
 _MOST_BUFFERS = 8
 
 
-def _buffers(pattern: NMPattern, bits: Tensor) -> _Buffers:
+def _buffers(pattern: NMPattern, bits: Tensor, stride: int) -> _Buffers:
     if bits.device.type != "cpu" or type(bits) is not Tensor:  # a FakeTensor's must not be kept
-        return _Buffers(pattern, bits.numel(), bits.dtype, bits.device)
+        return _Buffers(pattern, bits.numel(), stride, bits.dtype, bits.device)
     latest = _buffers_of_thread.latest
-    key = (pattern, bits.numel(), bits.dtype)
+    key = (pattern, bits.numel(), stride, bits.dtype)
     buffers = latest.pop(key, None)
     if buffers is None:
         with torch.inference_mode(False):
-            buffers = _Buffers(pattern, bits.numel(), bits.dtype, bits.device)
+            buffers = _Buffers(pattern, bits.numel(), stride, bits.dtype, bits.device)
         if len(latest) == _MOST_BUFFERS:
             del latest[next(iter(latest))]
     latest[key] = buffers

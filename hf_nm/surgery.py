@@ -286,8 +286,8 @@ def _check_plain(model: nn.Module) -> None:
         hook = getattr(module, "_hf_hook", None)
         if any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook])):
             raise ValueError(
-                f"the weights of {name or 'the model'} are offloaded (device_map sent them to the CPU or "
-                "the disk), and each forward pass brings copies; load the model where it fits, for "
+                f"the weights of {name or 'the model'} are offloaded (device_map sent them to the CPU "
+                "or the disk), and each forward pass brings copies; load the model where it fits, for "
                 "example with device_map={'': 0}, or use FSDP2"
             )
         if isinstance(module, FSDPModule):
