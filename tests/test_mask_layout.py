@@ -31,7 +31,7 @@ def patterns(size: int) -> list[NMPattern]:
 @pytest.mark.parametrize(("shape", "dim"), CASES)
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_any_dimension(shape, dim, contiguous, device):
-    """Red if neighbours in memory are taken for neighbours in a group, in the counted or the sorted way."""
+    """Red if neighbours in memory are taken for neighbours in a group, counted or sorted."""
     for pattern in patterns(shape[dim]):
         weight = torch.randn(shape, device=device).to(torch.bfloat16)  # ties among them
         if not contiguous:
