@@ -328,6 +328,36 @@ def tensor_parallel(rank: int | None, folder: Path) -> dict[str, Any]:
     return seen(model, handle, losses)
 
 
+def trainer(rank: int | None, folder: Path) -> list[dict[str, Any]]:
+    """An NMTrainer over a model that transformers itself sharded by FSDP2; what it logged. (The Trainer
+    refuses to save the optimizer of such a model.)"""
+    from trainers import build, figures, one_layer_bert, train_logs
+    from transformers import AutoModelForSequenceClassification
+    from transformers.distributed import DistributedConfig
+
+    model = one_layer_bert().double()
+    if rank is not None:
+        if rank == 0:
+            model.save_pretrained(folder / "bert")
+        dist.barrier()
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder / "bert", distributed_config=DistributedConfig(fsdp_size=2), dtype=torch.float64
+        )
+    built = build(
+        folder / "trainer",
+        model=hf_nm.sparsify(model),
+        per_device_train_batch_size=8 if rank is None else 4,
+        average_tokens_across_devices=False,
+        save_strategy="steps",
+        save_steps=5,
+        save_only_model=True,
+    )
+    built.train()
+    return [
+        {"step": line["step"], "loss": line["loss"], **figures(line)} for line in train_logs(built)
+    ]
+
+
 def cut_plan() -> str:
     """A plan that cuts the groups of the last feed-forward layer: 12 inputs over 2 processes."""
     from models import llama
@@ -415,6 +445,7 @@ def main(folder: Path) -> None:
     for kind in ("per rank", "full", "dcp"):
         keep(kind, resumed(rank, folder, kind))
     keep("tensor_parallel", tensor_parallel(rank, folder))
+    keep("trainer", {"logs": trainer(rank, folder)})
     keep("outside", outside(rank) | {"plan": cut_plan()})
     dist.destroy_process_group()
 

@@ -10,6 +10,7 @@ import sharded
 import torch
 from test_ddp import assert_state_close, run_processes, seen_by
 from tolerances import assert_close
+from trainers import sad_file
 from training import assert_same_state
 
 import hf_nm
@@ -74,6 +75,20 @@ def test_tensor_parallel(folder, tmp_path):
     report = hf_nm.verify(folder / "sparse-llama")
     assert len(report.layers) == 14
     assert 2 * report.kept == report.weights
+
+
+def test_trainer(folder, tmp_path):
+    """Red if the Trainer logs one rank's part, or saves it."""
+    one = sharded.trainer(None, tmp_path)
+    for result in seen_by(folder, "trainer"):
+        for line, alone in zip(result["logs"], one, strict=True):
+            assert line["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+            assert line | {"loss": 0} == alone | {"loss": 0}
+    assert one[0]["nm/sad"] > 0
+    assert sad_file(folder / "trainer") == sad_file(tmp_path / "trainer")
+    for checkpoint in ("checkpoint-5", "checkpoint-10"):
+        report = hf_nm.verify(folder / "trainer" / checkpoint)
+        assert 2 * report.kept == report.weights > 0
 
 
 def test_outside_a_step(folder):
