@@ -1,4 +1,4 @@
-"""A Trainer under accelerate's FSDP2, for ``test_gpu.py``: ``accelerate launch accelerated.py FOLDER``."""
+"""A Trainer under accelerate's FSDP2, for ``test_gpu.py``: ``accelerate launch`` of this file."""
 
 from __future__ import annotations
 
