@@ -6,6 +6,7 @@ The three lines: ``hf_nm.sparsify(model, n=2, m=4)``, ``trainer = hf_nm.NMTraine
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from hf_nm.checkpoint import verify
@@ -22,6 +23,9 @@ from hf_nm.version import __version__
 from hf_nm.weights import SparseWeight, dense_weights, sparse_weights
 
 if TYPE_CHECKING:
+    from hf_nm.inspection import inspect
+    from hf_nm.oneshot import prune
+    from hf_nm.semi_structured import to_semi_structured
     from hf_nm.trainer import NMCallback, NMSeq2SeqTrainer, NMTrainer
 
 __all__ = [
@@ -39,22 +43,33 @@ __all__ = [
     "attach",
     "dense_weights",
     "finalize",
+    "inspect",
     "nm_mask",
+    "prune",
     "report",
     "restore",
     "sad",
     "sparse_weights",
     "sparsify",
+    "to_semi_structured",
     "verify",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Load the Trainers when they are first used: a plain loop does not need transformers."""
-    if name in ("NMCallback", "NMSeq2SeqTrainer", "NMTrainer"):
-        from hf_nm import trainer
+# Loaded when first used: a plain loop needs neither transformers nor what comes after training.
+_LATER = {
+    "NMCallback": "trainer",
+    "NMSeq2SeqTrainer": "trainer",
+    "NMTrainer": "trainer",
+    "inspect": "inspection",
+    "prune": "oneshot",
+    "to_semi_structured": "semi_structured",
+}
 
-        return getattr(trainer, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"hf_nm.{_LATER[name]}"), name)
     raise AttributeError(f"module 'hf_nm' has no attribute {name!r}")
 
 

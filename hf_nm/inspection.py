@@ -1,0 +1,214 @@
+"""What ``sparsify`` would do to a model that nobody has downloaded: from its config alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_nm.manifest import KEY
+from hf_nm.pattern import NMPattern
+from hf_nm.report import Report, report
+from hf_nm.surgery import restore, sparsify
+from hf_nm.targets import Selection
+
+# Tried in this order where a config does not name its class: models with a head first.
+_AUTO_CLASSES = (
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForImageClassification",
+    "AutoModel",
+)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Args:
+        source: what was inspected.
+        architecture: the model's class.
+        claimed: whether the config says that the checkpoint is sparse already.
+        report: what is N:M, and why the rest is not.
+        parameters: entries of all parameters, each counted once.
+        dense_bytes: size of a checkpoint with all entries written out.
+        packed_bytes: size of a packed one: kept entries and one bit for each N:M entry.
+    """
+
+    source: str
+    architecture: str
+    claimed: bool
+    report: Report = field(repr=False)
+    parameters: int
+    dense_bytes: int
+    packed_bytes: int
+
+    @property
+    def share(self) -> float:
+        """N:M entries as a fraction of all."""
+        return self.report.weights / self.parameters
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Rows of the report with layer numbers joined: ``name`` with ``*`` for them, ``count``,
+        ``shape``, and ``pattern`` or ``reason``."""
+        rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for layer in self.report.layers:
+            row = {"name": _numberless(layer.name), "shape": list(layer.shape)}
+            row |= {"pattern": str(layer.pattern)}
+            _count(rows, row)
+        for skipped in self.report.skipped:
+            row = {"name": _numberless(skipped.name), "shape": list(skipped.shape)}
+            _count(rows, row | {"reason": skipped.reason})
+        return list(rows.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``hf-nm inspect --json`` prints."""
+        return {
+            "source": self.source,
+            "architecture": self.architecture,
+            "sparse_checkpoint": self.claimed,
+            "parameters": self.parameters,
+            "nm_weights": len(self.report.layers),
+            "nm_entries": self.report.weights,
+            "kept_entries": self.report.kept,
+            "dense_bytes": self.dense_bytes,
+            "packed_bytes": self.packed_bytes,
+            "weights": self.groups(),
+        }
+
+
+def inspect(
+    source: str | Path,
+    n: int = 2,
+    m: int = 4,
+    *,
+    targets: Selection = None,
+    exclude: Selection = None,
+    patterns: Mapping[str, str | NMPattern] | None = None,
+    dtype: str | None = None,
+    **download: Any,
+) -> Inspection:
+    """Say what :func:`hf_nm.sparsify` would do to a model, without its weights.
+
+    Args:
+        source: a ``config.json``, a folder with one, or a model's id on the Hub. If it is a sparse
+            checkpoint's, its own patterns are shown.
+        n: weights kept per group.
+        m: weights per group.
+        targets: as for :func:`hf_nm.sparsify`.
+        exclude: as for :func:`hf_nm.sparsify`.
+        patterns: as for :func:`hf_nm.sparsify`.
+        dtype: of the checkpoint, such as ``"bfloat16"``; the config's own if None.
+        **download: ``revision``, ``token``, ``cache_dir`` and what else ``AutoConfig.from_pretrained``
+            takes.
+
+    Raises:
+        ValueError: transformers does not know the model, nothing in it can be N:M, or an argument is
+            not valid.
+        OSError: there is no such config.
+    """
+    model = build_on_meta(source, dtype=dtype, **download)
+    claimed = getattr(model.config, KEY, None) is not None
+    if claimed:
+        restore(model)
+    else:
+        sparsify(model, n, m, targets=targets, exclude=exclude, patterns=patterns)
+    found = report(model)
+    sizes = {name: p.element_size() for name, p in model.named_parameters()}
+    dense_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    packed_bytes = dense_bytes
+    for row in found.layers:
+        entries = math.prod(row.shape)
+        packed_bytes += row.kept * sizes[row.name] + -(-entries // 8) - entries * sizes[row.name]
+    return Inspection(
+        source=str(source),
+        architecture=type(model).__name__.removeprefix("NM"),
+        claimed=claimed,
+        report=found,
+        parameters=sum(p.numel() for p in model.parameters()),
+        dense_bytes=dense_bytes,
+        packed_bytes=packed_bytes,
+    )
+
+
+def build_on_meta(source: str | Path, *, dtype: str | None = None, **download: Any) -> Any:
+    """A model of the right class on the meta device, from its config alone.
+
+    Args:
+        source: a ``config.json``, a folder with one, or a model's id on the Hub.
+        dtype: of its parameters; the config's own if None.
+        **download: for ``AutoConfig.from_pretrained``.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(existing(source), **download)
+    chosen = dtype or getattr(config, "dtype", None) or "float32"
+    if isinstance(chosen, str):
+        name = chosen
+        chosen = getattr(torch, name, None)
+        if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+            raise ValueError(
+                f"dtype must name a floating-point dtype of torch, but got {name!r}; write bfloat16, "
+                "float16 or float32"
+            )
+    with torch.device("meta"):
+        model: nn.Module = model_class(config)(config)
+    return model.to(chosen)
+
+
+def existing(source: str | Path) -> str | Path:
+    """``source``, unless it is written as a path and there is nothing.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    written_as_path = isinstance(source, Path) or source.startswith(("/", ".", "~"))
+    if written_as_path and not Path(source).exists():
+        raise FileNotFoundError(
+            f"{source} does not exist; give a checkpoint's folder, its config.json, or a model's id on "
+            "the Hub"
+        )
+    return source
+
+
+def model_class(config: Any) -> Any:
+    """transformers' class for a config: the one that the checkpoint names, else one with a head.
+
+    Raises:
+        ValueError: transformers has none.
+    """
+    import transformers
+
+    for name in getattr(config, "architectures", None) or []:
+        named = getattr(transformers, str(name), None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
+    for auto in _AUTO_CLASSES:
+        mapping = getattr(transformers, auto)._model_mapping
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, list | tuple) else found
+    raise ValueError(
+        f"transformers {transformers.__version__} has no model class for {type(config).__name__} "
+        f"(architectures: {getattr(config, 'architectures', None)}); install the version that the "
+        "checkpoint was made with"
+    )
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def _count(rows: dict[tuple[Any, ...], dict[str, Any]], row: dict[str, Any]) -> None:
+    key = tuple(str(value) for value in row.values())
+    rows.setdefault(key, {"count": 0} | row)["count"] += 1

@@ -1,0 +1,80 @@
+"""Pruning a checkpoint once by magnitude: the starting point of ASP, without training."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_nm.checkpoint import verify
+from hf_nm.folders import new_folder
+from hf_nm.inspection import existing, model_class
+from hf_nm.pattern import NMPattern
+from hf_nm.report import Report
+from hf_nm.surgery import finalize, sparsify
+from hf_nm.targets import Selection
+
+# What save_pretrained writes anew; everything else of a checkpoint's folder is copied.
+_WRITTEN = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json")
+
+
+def prune(
+    source: str | Path,
+    destination: str | Path,
+    n: int = 2,
+    m: int = 4,
+    *,
+    targets: Selection = None,
+    exclude: Selection = None,
+    patterns: Mapping[str, str | NMPattern] | None = None,
+    overwrite: bool = False,
+    **download: Any,
+) -> Report:
+    """Keep the ``n`` largest magnitudes of every ``m`` weights of a dense checkpoint, once.
+
+    What is written is a sparse checkpoint with method ``"fixed"``: ``hf_nm.restore`` trains it on with
+    these masks (ASP's second step), ``restore(model, method="sr-ste")`` lets them move.
+
+    Args:
+        source: a folder, or a model's id on the Hub.
+        destination: a folder that does not exist yet, or is empty.
+        n: weights kept per group.
+        m: weights per group.
+        targets: as for :func:`hf_nm.sparsify`.
+        exclude: as for :func:`hf_nm.sparsify`.
+        patterns: as for :func:`hf_nm.sparsify`.
+        overwrite: whether a destination that has files may be replaced.
+        **download: ``revision``, ``token`` and what else ``huggingface_hub.snapshot_download`` takes.
+
+    Returns:
+        What :func:`hf_nm.verify` found in the new checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is sparse already, nothing in it can be N:M, or an argument is not
+            valid.
+        FileExistsError: the destination has files.
+        OSError: there is no such checkpoint.
+    """
+    from transformers import AutoConfig
+
+    with new_folder(destination, overwrite=overwrite) as beside:
+        folder = local_folder(source, **download)
+        kind = model_class(AutoConfig.from_pretrained(folder))
+        model = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
+        sparsify(model, n, m, method="fixed", targets=targets, exclude=exclude, patterns=patterns)
+        finalize(model).save_pretrained(beside)
+        for file in sorted(folder.iterdir()):
+            written = any(file.match(pattern) for pattern in _WRITTEN)
+            if file.is_file() and not written and not (beside / file.name).exists():
+                shutil.copyfile(file, beside / file.name)
+        return verify(beside)
+
+
+def local_folder(source: str | Path, **download: Any) -> Path:
+    """A checkpoint's folder on this machine: ``source`` if it is one, else downloaded from the Hub."""
+    if Path(existing(source)).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(source), **download))

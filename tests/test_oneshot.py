@@ -1,0 +1,74 @@
+"""``prune``: a dense checkpoint pruned once by magnitude, and folders that are whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import batch, bert, llama
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import hf_nm
+from hf_nm import nm_mask
+from hf_nm.folders import new_folder
+
+
+def test_prune(tmp_path: Path) -> None:
+    """The checkpoint of the masked model, in the dense one's dtype, with the tokenizer's files. Red if a
+    weight is not the masked one, or something beside the weights is lost."""
+    dense = llama().bfloat16()
+    dense.save_pretrained(tmp_path / "dense")
+    (tmp_path / "dense" / "tokenizer.json").write_text("{}")
+    report = hf_nm.prune(
+        tmp_path / "dense", tmp_path / "sparse", 1, 4, patterns={"*.o_proj": "2:4"}
+    )
+    assert (tmp_path / "sparse" / "tokenizer.json").read_text() == "{}"
+    assert {str(row.pattern) for row in report.layers} == {"1:4", "2:4"}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "sparse", dtype="auto")
+    for row in report.layers:
+        weight = dense.get_parameter(row.name)
+        masked = weight * nm_mask(weight, row.pattern.n, row.pattern.m)
+        assert torch.equal(loaded.get_parameter(row.name), masked)
+    assert loaded.dtype == torch.bfloat16
+    hf_nm.restore(loaded)
+    assert {w.state.method.name for w in hf_nm.sparse_weights(loaded)} == {"fixed"}
+
+
+def test_prune_refuses(tmp_path: Path) -> None:
+    """Nothing is written where something is in the way, or wrong."""
+    bert().save_pretrained(tmp_path / "dense")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        hf_nm.prune(tmp_path / "dense", tmp_path / "full")
+    with pytest.raises(ValueError, match="matches no weight"):
+        hf_nm.prune(tmp_path / "dense", tmp_path / "new", targets="*.fc1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "full"]
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+    hf_nm.prune(tmp_path / "dense", tmp_path / "full", overwrite=True)
+    with pytest.raises(ValueError, match=r"call hf_nm\.restore"):
+        hf_nm.prune(tmp_path / "full", tmp_path / "twice")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "full")
+    assert torch.isfinite(model(**batch(bert())).logits).all()
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    """Red if Ctrl-C leaves a half-written folder, or takes the one that was there."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old").write_text("old")
+
+    def write(name: str, stop: bool) -> None:
+        with new_folder(tmp_path / name, overwrite=True) as folder:
+            (folder / "new").write_text("new")
+            assert not (tmp_path / name / "new").exists()
+            if stop:
+                raise KeyboardInterrupt
+
+    for name in ("there", "not"):
+        with pytest.raises(KeyboardInterrupt):
+            write(name, stop=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert (tmp_path / "there" / "old").read_text() == "old"
+    write("there", stop=False)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["new"]
