@@ -59,6 +59,9 @@ class LoadGuard:
         after: Callable[[torch.optim.Optimizer], None],
     ) -> None:
         self.owner = owner
+        self._before = {
+            name: own for name, own in owner.__dict__.items() if name == "load_state_dict"
+        }
         original = owner.load_state_dict
 
         @functools.wraps(original)
@@ -75,6 +78,7 @@ class LoadGuard:
         """Give the optimizer its own ``load_state_dict`` back."""
         if self.owner.__dict__.get("load_state_dict") is self._load:
             del self.owner.__dict__["load_state_dict"]
+            self.owner.__dict__.update(self._before)
 
 
 def load_hooks(

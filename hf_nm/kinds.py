@@ -26,6 +26,9 @@ BARE_MATRICES: dict[str, dict[str, int]] = {
     "FunnelRelMultiheadAttention": {"r_kernel": -3},
 }
 
+# Classes whose forward changes zeros to something else before it uses the weight: it subtracts the mean.
+ZEROS_DO_NOT_LAST = {"WeightStandardizedConv2d"}
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -49,17 +52,22 @@ def input_dims(module: nn.Module) -> dict[str, int]:
         dims = dict.fromkeys(
             ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), -1
         )
+    elif any(base.__name__ in ZEROS_DO_NOT_LAST for base in type(module).__mro__):
+        dims = {}
     elif isinstance(module, _CONVOLUTIONS):
         dims = {"weight": 1 - module.weight.ndim} if "weight" in module._parameters else {}
     elif isinstance(module, _TRANSPOSED):
         whole = module.groups == 1 and "weight" in module._parameters
         dims = {"weight": -module.weight.ndim} if whole else {}
     elif isinstance(module, nn.RNNBase):
-        dims = {name: -1 for name in module._parameters if name.startswith("weight_")}
+        dims = {name: -1 for name in module._flat_weights_names if name.startswith("weight_")}
     elif _is(module, "Conv1D") and hasattr(module, "nf"):
         dims = {"weight": -2}
     elif (known := _known_class(module)) is not None:
-        dims = BARE_MATRICES[known]
+        config = getattr(module, "config", None)
+        # Funnel's other kind of attention sums over the same matrix's head size.
+        factorized = getattr(config, "attention_type", None) == "factorized"
+        dims = {} if factorized else BARE_MATRICES[known]
     elif _built_like_linear(module):
         dims = {"weight": -1}
     else:
@@ -86,18 +94,21 @@ def acts_linearly(module: nn.Module) -> bool:
     return kernel == module.stride or set(kernel) == {1}
 
 
-def is_router(name: str, modules: Mapping[str, nn.Module]) -> bool:
+def is_router(name: str, modules: Mapping[str, nn.Module], block: str) -> bool:
     """Whether the module chooses or weighs the experts of a mixture, by a matrix ``[experts, hidden]``.
 
-    It or a module around it is called a router, or it is called a gate and lies beside the experts.
+    It, or a module around it within the block, is called a router; or it is called a gate and lies
+    beside the experts.
 
     Args:
         name: the module's name.
         modules: every module of the model by name.
+        block: the name of the block that it is in, with a dot at its end.
     """
     parts = name.split(".")
-    around = [modules[".".join(parts[:length])] for length in range(1, len(parts) + 1)]
-    if any("router" in part.lower() for part in [*parts, *(type(m).__name__ for m in around)]):
+    inside = range(block.count(".") + 1, len(parts) + 1)
+    kinds = [type(modules[".".join(parts[:length])]).__name__ for length in inside]
+    if any("router" in called.lower() for called in [*parts[block.count(".") :], *kinds]):
         return True
     module, outer = modules[name], ".".join(parts[:-1])
     if "gate" not in parts[-1].lower() or not isinstance(module, nn.Linear):

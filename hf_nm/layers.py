@@ -56,6 +56,11 @@ class NMLayer(nn.Module):
                 state.receive(weight)
             state.watch(weight)
 
+    def _retake(self) -> None:
+        """Take the masks of newly initialised weights."""
+        for name, state in self.__dict__.get("_nm", {}).items():  # none yet while the class builds
+            state.take(getattr(self, name))
+
     def extra_repr(self) -> str:
         states = self.__dict__.get("_nm", {})
         only = list(states) == ["weight"]
@@ -122,8 +127,7 @@ class NMLinear(NMLayer, nn.Linear):
     def reset_parameters(self) -> None:
         """Initialise as ``nn.Linear`` does, then take the mask of the new weight."""
         super().reset_parameters()
-        for name, state in self.__dict__.get("_nm", {}).items():  # none yet while nn.Linear builds
-            state.take(getattr(self, name))
+        self._retake()
 
     @property
     def pattern(self) -> NMPattern:
@@ -167,13 +171,20 @@ def _sparse_class(dense_class: type[nn.Module]) -> type[NMLayer]:
         def reduce(self: nn.Module, protocol: Any) -> Any:
             return _empty_layer, (dense_class,), self.__getstate__()
 
-        body = {
+        body: dict[str, Any] = {
             "_dense_class": dense_class,
             "__reduce_ex__": reduce,  # pickle cannot find a class made here by its name
             "__module__": dense_class.__module__,
             "__doc__": f"{dense_class.__name__} with N:M weights.",
         }
         base = NMLinear if issubclass(dense_class, nn.Linear) else NMLayer
+        if base is NMLayer and hasattr(dense_class, "reset_parameters"):
+
+            def reset_parameters(self: Any) -> None:
+                dense_class.reset_parameters(self)
+                self._retake()
+
+            body["reset_parameters"] = reset_parameters
         _SPARSE_CLASSES[dense_class] = type(f"NM{dense_class.__name__}", (base, dense_class), body)
     return _SPARSE_CLASSES[dense_class]
 

@@ -159,6 +159,8 @@ def merge_(weight: Tensor, pruned: Tensor) -> None:
         weight: ``S``; holds ``W`` afterwards.
         pruned: ``R``, same shape and dtype; not changed.
     """
+    if weight.dtype != pruned.dtype:  # the bits of another dtype would mean other numbers
+        raise TypeError(f"a {weight.dtype} weight has a pruned part of {pruned.dtype}; cast both")
     _bits(weight).bitwise_xor_(_bits(pruned))
 
 

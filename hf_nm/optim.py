@@ -25,7 +25,7 @@ from hf_nm.guard import StepGuard, load_hooks
 from hf_nm.meter import MaskMeter
 from hf_nm.modes import ModeGuard
 from hf_nm.readiness import Readiness
-from hf_nm.sharding import local
+from hf_nm.sharding import local, placed_as
 from hf_nm.weights import SparseWeight, sparse_weights
 from hf_nm.wrapping import checked_model, inner_optimizer
 
@@ -235,6 +235,7 @@ class Attachment(MaskMeter):
         for w in self._open:
             gradient, state = w.weight.grad, w.state
             if gradient is not None:
+                gradient = w.weight.grad = placed_as(gradient, w.weight)
                 assert state.mask is not None
                 strength = state.decay * scale * (-1.0 if id(w.weight) in ascending else 1.0)
                 state.method.adjust_gradient(local(gradient), state.pruned, state.mask, strength)

@@ -6,6 +6,7 @@ import hashlib
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from hf_nm.mask import breaks_mask, fingerprint
 from hf_nm.sharding import is_sharded, local, scatter, sum_over_shards
@@ -63,24 +64,38 @@ def settle_shards(weights: list[SparseWeight]) -> list[SparseWeight]:
     Usually each rank's own belong to its shard. Where they do not on every rank, values may have come
     from the first rank (accelerate fills only that one's model): then its masks do. Where those do not
     belong either, other values were loaded: they are taken as dense ones. Nothing is sent unless
-    weights were sharded since; then every rank must call it.
+    weights are new here and sharded; then every rank must call it.
 
     Returns:
         The weights that were.
     """
-    waiting = [w for w in weights if w.state.whole is not None and is_sharded(w.weight)]
-    for w in waiting:
+    new = [w for w in weights if is_sharded(w.weight) and not w.state.agreed]
+    for w in new:
         w.state.settle(w.weight)
+    kept = sum_over_shards(
+        [int(w.state.whole is not None) for w in new], [w.weight for w in new], copies_too=True
+    )
+    waiting = [w for w, count in zip(new, kept, strict=True) if count]
+    for w in waiting:
+        if w.state.whole is None:  # made sparse on the meta device here, from values elsewhere
+            w.state.mask = None
     for w in _disagreeing(waiting):
-        assert w.state.whole is not None
-        mask, pruned = w.state.whole
+        mask, pruned = w.state.whole or _nothing(w)
         w.state.mask, w.state.sharded = scatter(mask, w.weight), True
         w.state.pruned = None if pruned is None else scatter(pruned.to(w.weight.dtype), w.weight)
     for w in _disagreeing(waiting):
         w.state.take(w.weight)
-    for w in waiting:
-        w.state.whole = None
-    return waiting
+    for w in new:
+        w.state.whole, w.state.agreed = None, True
+    return new
+
+
+def _nothing(w: SparseWeight) -> tuple[Tensor, Tensor | None]:
+    """A mask and pruned part of the whole weight's shape, which the first rank's take the place of."""
+    pruned = torch.zeros(w.weight.shape, dtype=w.weight.dtype)
+    return torch.zeros(
+        w.weight.shape, dtype=torch.bool
+    ), pruned if w.state.method.moves_masks else None
 
 
 def _disagreeing(weights: list[SparseWeight]) -> list[SparseWeight]:

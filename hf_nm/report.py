@@ -65,7 +65,7 @@ class Report:
     def __str__(self) -> str:
         rows = [("weight", "shape", "pattern", "kept")]
         for layer in self.layers:
-            share = layer.kept / _size(layer.shape)
+            share = layer.kept / max(1, _size(layer.shape))
             rows.append((layer.name, _times(layer.shape), str(layer.pattern), f"{share:.1%}"))
         rows += [(row.name, _times(row.shape), "dense", row.reason) for row in self.skipped]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]

@@ -39,22 +39,27 @@ def check_shards(name: str, weight: Tensor, pattern: NMPattern, dim: int) -> Non
     if not isinstance(weight, DTensor):
         return
     mesh = weight.device_mesh
-    for mesh_dim, placement in enumerate(weight.placements):
+    cuts = [
+        mesh.size(mesh_dim)
+        for mesh_dim, placement in enumerate(weight.placements)
+        if isinstance(placement, Shard) and placement.dim % weight.ndim == dim % weight.ndim
+    ]
+    for placement in weight.placements:
         if type(placement) not in (Shard, Replicate):
             raise ValueError(
                 f"{name} is sharded as {placement}, which does not tell where groups are cut; use plain "
                 "FSDP2 (fully_shard on one mesh dimension) or one tensor-parallel plan"
             )
-        if not (isinstance(placement, Shard) and placement.dim % weight.ndim == dim % weight.ndim):
-            continue
-        size, parts = weight.shape[dim], mesh.size(mesh_dim)
-        rows = -(-size // parts)  # as torch.chunk cuts
-        if parts > 1 and (rows % pattern.m or mesh.ndim > 1):
+    rows = weight.shape[dim]
+    for parts in cuts:
+        rows = -(-rows // parts)  # as torch.chunk cuts
+        if parts > 1 and rows % pattern.m:
+            other = 0 if dim % weight.ndim else 1
             raise ValueError(
                 f"{name} {list(weight.shape)} is sharded along its input dimension {dim} into {parts} "
                 f"parts of {rows}, which cuts {pattern} groups; shard it along another dimension (with "
-                "FSDP2 shard_placement_fn=lambda parameter: Shard(1)) or over fewer processes, or leave "
-                "it dense with exclude="
+                f"FSDP2 shard_placement_fn=lambda parameter: Shard({other})) or over fewer processes, "
+                "or leave it dense with exclude="
             )
 
 
@@ -90,6 +95,15 @@ def like_weight(part: Tensor, weight: Tensor) -> Tensor:
         shape=weight.shape,
         stride=weight.stride(),
     )
+
+
+def placed_as(gradient: Tensor, weight: Tensor) -> Tensor:
+    """A gradient laid out as its weight is: one that is still to be summed over processes is summed."""
+    if not isinstance(gradient, DTensor) or not isinstance(weight, DTensor):
+        return gradient
+    if gradient.placements == weight.placements:
+        return gradient
+    return gradient.redistribute(weight.device_mesh, weight.placements)
 
 
 def part_of(tensor: Tensor, weight: Tensor) -> Tensor:
@@ -128,8 +142,7 @@ def sum_over_shards(
             together[weight.device_mesh, every if copies_too else _shard_dims(weight)].append(index)
     totals = list(counts)
     for (mesh, dims), indices in together.items():
-        device = local(weights[indices[0]]).device
-        values = torch.tensor([counts[i] for i in indices], dtype=torch.int64, device=device)
+        values = torch.tensor([counts[i] for i in indices], device=mesh.device_type)  # type: ignore[attr-defined]
         for mesh_dim in dims:
             dist.all_reduce(values, group=mesh.get_group(mesh_dim))  # type: ignore[attr-defined]
         for index, value in zip(indices, values.tolist(), strict=True):

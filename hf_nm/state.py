@@ -34,6 +34,7 @@ class NMState:
         whole: ``(mask, pruned)`` of the whole weight, kept while the parameter is away on the meta
             device or after it was sharded, until they are known to belong to what came back.
         sharded: whether ``mask`` and ``pruned`` are of this process's part of the weight.
+        agreed: whether processes agree on the masks of their parts.
         is_dense: whether the parameter holds ``W`` just now (inside a step or ``dense_weights``).
         held: whether masks stay as they are between updates (``mask_interval``, ``freeze_masks_at``).
         attached: whether an optimizer's step is known to project this weight.
@@ -54,6 +55,7 @@ class NMState:
         self.pruned: Tensor | None = None
         self.whole: tuple[Tensor, Tensor | None] | None = None
         self.sharded = False
+        self.agreed = False
         self.is_dense = False
         self.held = False
         self.attached = False
@@ -83,7 +85,13 @@ class NMState:
         if part.device.type == "meta":
             self.mask = self.pruned = None
             return
-        obeyed = not self.moves and self.mask is not None and self._obeys(part, self.mask)
+        obeyed = (
+            not self.moves
+            and self.mask is not None
+            and self._obeys(part, self.mask)
+            # to_empty() fills a mask with whatever was in memory
+            and bool((count_kept(self.mask, self.pattern, self.dim) == self.pattern.n).all())
+        )
         if not obeyed:
             self.mask = nm_mask(part, self.pattern.n, self.pattern.m, self.dim)
         assert self.mask is not None
@@ -100,10 +108,19 @@ class NMState:
         part = local(weight)
         if part.device.type == "meta":
             return
+        if self.mask is not None and self.sharded and not is_sharded(weight):
+            raise RuntimeError(
+                f"{self.name} is gathered by FSDP2 just now, after a forward pass; look its weights up "
+                "by hf_nm.sparse_weights(model), which shards them again"
+            )
         if self.mask is not None and self.sharded != is_sharded(weight):  # sharded since
+            self.agreed = False
             check_shards(self.name, weight, self.pattern, self.dim)
             self.whole, self.mask, self.pruned = (self.mask, self.pruned), None, None
-        if self.mask is not None:
+        if self.mask is not None:  # `parameter.data = parameter.data.float()` moves nothing else
+            self.mask = self.mask.to(part.device)
+            if self.pruned is not None:
+                self.pruned = self.pruned.to(part)
             return
         if self.whole is None:
             self.take(weight)
@@ -163,6 +180,7 @@ class NMState:
 
     def dense(self, weight: Tensor) -> Tensor:
         """``W = S + R`` as a new tensor of the weight's shape, sharded as it is."""
+        self.settle(weight)
         dense = local(weight).clone()
         if not self.is_dense and self.pruned is not None:
             merge_(dense, self.pruned)
@@ -174,9 +192,9 @@ class NMState:
         part = local(weight)
         if self.is_dense or part.device.type == "meta":
             return False
-        if self.mask is not None and self.sharded == is_sharded(weight):
+        if self.mask is not None and self.sharded == is_sharded(weight) and not self.unaligned:
             return breaks_mask(part, self.mask)
-        if self.whole is None:
+        if self.mask is None and self.whole is None:
             return False
         return bool((count_kept(part, self.pattern, self.dim) > self.pattern.n).any())
 
@@ -204,6 +222,8 @@ class NMState:
                     "`with hf_nm.dense_weights(model):`"
                 )
 
+        if not weight.is_leaf:  # computed by a parametrization
+            return
         frozen = not weight.requires_grad
         if frozen:  # the hook needs a leaf that requires grad, and stays when it is frozen again
             weight.requires_grad_(True)

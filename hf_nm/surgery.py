@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from hf_nm.kinds import input_dims
 from hf_nm.layers import NMLayer, make_dense, make_sparse
@@ -17,6 +16,7 @@ from hf_nm.mask import check_maskable, count_kept
 from hf_nm.method import Method, check_decay
 from hf_nm.pattern import NMPattern
 from hf_nm.report import report
+from hf_nm.sharding import check_shards
 from hf_nm.state import BrokenPatternError, NMState
 from hf_nm.targets import Selection, Target, find_targets
 from hf_nm.weights import sparse_weights
@@ -120,8 +120,8 @@ def finalize(model: ModelT) -> ModelT:
     for module in list(inner.modules()):
         if isinstance(module, NMLayer):
             make_dense(module)
-    if hasattr(inner, "_nm_skipped"):
-        del inner._nm_skipped
+    for module in inner.modules():
+        module.__dict__.pop("_nm_skipped", None)
     return model
 
 
@@ -226,6 +226,9 @@ def check_pattern(name: str, weight: torch.Tensor, pattern: NMPattern, dim: int)
 
 
 def _convert(model: nn.Module, found: list[Target], method: Method, decay: float) -> None:
+    for target in found:  # before anything is changed
+        module, local = target.owners[0]
+        check_shards(target.name, getattr(module, local), target.pattern, target.dim)
     for target in found:
         module, local = target.owners[0]
         weight = getattr(module, local)
@@ -290,12 +293,11 @@ def _check_plain(model: nn.Module) -> None:
                 "or the disk), and each forward pass brings copies; load the model where it fits, for "
                 "example with device_map={'': 0}, or use FSDP2"
             )
-        if isinstance(module, FSDPModule):
-            module.reshard()  # after a forward pass the root may still hold gathered copies
-    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-        raise ValueError(
-            "the model is already compiled; make it sparse first, then call torch.compile"
-        )
+        if isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            raise ValueError(
+                f"{name or 'the model'} is already compiled; make the model sparse first, then call "
+                "torch.compile"
+            )
     quantizer = getattr(model, "hf_quantizer", None)
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if quantizer is not None or config is not None or getattr(model, "is_quantized", False):

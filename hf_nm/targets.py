@@ -24,8 +24,8 @@ Selection = str | Iterable[str] | Predicate | None
 
 OUTSIDE_BLOCKS = "outside the transformer blocks"
 
-# Tables of relative positions and what makes them, by a parameter's full name. (A linear layer that
-# merely projects positions, as in Conformers, is not one.)
+# Tables of relative positions, by a parameter's full name. (A linear layer that projects positions, as
+# in Conformers, is none, whatever it is called.)
 _POSITIONS = re.compile(
     r"rel(ative)?_pos(ition)?s?_(embed|bias)|position_bias|pos_bias|rel_pos_[hw]$|emb_rel_|attention_bias"
 )
@@ -107,7 +107,8 @@ def find_targets(
         for glob, value in (patterns or {}).items()
     ]
     blocks = tuple(f"{name}." if name else "" for name in transformer_blocks(model))
-    left_by_rule = _LeftByRule(model, [use for use in uses if use.name.startswith(blocks)])
+    inside = [use for use in uses if use.name.startswith(blocks)]
+    left_by_rule = _LeftByRule(model, inside, blocks)
     embedded = {
         id(parameter)
         for module in model.modules()
@@ -152,10 +153,14 @@ def find_targets(
             reason = f"shared with {other.name}, which stays dense"
         elif not explicit and (left := left_by_rule.reason(first)) is not None:
             reason = left
-        elif len(dims) > 1 or dim is None:
+        elif len(dims) > 1:
+            reason = "shared by layers that sum over different dimensions of it"
+        elif dim is None:
             reason = f"a parameter of {type(first.module).__name__}, which is not supported"
         elif first.parameter.dtype not in MASKABLE_DTYPES:
             reason = f"dtype {first.parameter.dtype} cannot be N:M"
+        elif 0 in shape:
+            reason = "it has no entry"
         elif not use_pattern.divides(shape[dim]):
             reason = f"input size {shape[dim]} is not a multiple of m={use_pattern.m}"
         elif not explicit and left_by_rule.convolution(first):
@@ -197,9 +202,11 @@ class _LeftByRule:
     Args:
         model: the whole model.
         inside: the parameters inside its blocks.
+        blocks: the names of the blocks, each with a dot at its end.
     """
 
-    def __init__(self, model: nn.Module, inside: list[_Use]) -> None:
+    def __init__(self, model: nn.Module, inside: list[_Use], blocks: tuple[str, ...]) -> None:
+        self._blocks = blocks
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._linear = any(
             input_dims(use.module) and not is_convolution(use.module) for use in inside
@@ -209,13 +216,16 @@ class _LeftByRule:
         """Why the parameter stays dense, or None."""
         if self._is_adapter(use):
             return "a PEFT adapter"
-        if is_router(use.module_name, self._modules):
+        if is_router(use.module_name, self._modules, self._block_of(use)):
             return "a router"
-        if _POSITIONS.search(use.name):
+        if _POSITIONS.search(use.name) and not isinstance(use.module, nn.Linear):
             return "a relative-position table"
         if _BIAS.search(use.local_name):
             return "a bias"
         return None
+
+    def _block_of(self, use: _Use) -> str:
+        return next((block for block in self._blocks if use.name.startswith(block)), "")
 
     def convolution(self, use: _Use) -> bool:
         """Whether it is one among linear layers."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from hf_nm.layers import NMLayer
 from hf_nm.pattern import NMPattern
@@ -63,12 +64,16 @@ class SparseWeight:
 def sparse_weights(model: nn.Module) -> list[SparseWeight]:
     """Every N:M weight of ``model``, Linear or not, each once, in the order of its modules.
 
-    Wrappers (DDP, ``torch.compile``) are looked through; names are the inner model's.
+    Wrappers (DDP, ``torch.compile``) are looked through; names are the inner model's. Parameters that
+    FSDP2 still holds gathered after a forward pass are sharded again.
     """
     seen: set[int] = set()
     found = []
     for prefix, module in unwrap(model).named_modules():
-        for local_name, state in getattr(module, "_nm", {}).items():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after a forward pass its parameters may be gathered copies
+        # Not getattr: a wrapper (PEFT's, for modules to save) would answer for what it wraps.
+        for local_name, state in module.__dict__.get("_nm", {}).items():
             if id(state) not in seen:
                 seen.add(id(state))
                 name = f"{prefix}.{local_name}" if prefix else local_name

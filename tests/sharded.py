@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import hf_nm
 
@@ -225,6 +225,40 @@ def sharded_first(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
     return not_sharded(hf_nm.sparsify(dense, targets="*", decay=DECAY))
 
 
+def looked_at(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+    """After a forward pass without a backward one FSDP2 leaves parameters gathered: looking at weights,
+    opening them and saving the optimizer then must not lose anything."""
+    model, optimizer, handle = not_sharded(shard(model, reshard_after_forward=False))
+
+    def look() -> None:
+        with torch.no_grad():
+            loss_of(model, 0, dist.get_rank())
+
+    look()
+    with hf_nm.dense_weights(model):
+        pass
+    look()
+    assert len(optimizer.state_dict()["param_groups"][0]["nm_sparsity"]["weights"]) == 6
+    look()
+    assert handle.sad() == 0
+    look()
+    return model, optimizer, handle
+
+
+def made_on_meta(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+    """A loop of one's own: only rank 0 ever had values; the others made the model sparse on the meta
+    device."""
+    values = model.state_dict()
+    if dist.get_rank():
+        with torch.device("meta"):
+            model = hf_nm.sparsify(Net().double(), targets="*", decay=DECAY)
+    model = shard(model.to("meta"))
+    model.to_empty(device="cpu")
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, {} if dist.get_rank() else values, options=options)
+    return not_sharded(model)
+
+
 def replicated_shards(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
     """A mesh of 2 x 1: each process holds a whole copy, as a DTensor."""
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
@@ -240,6 +274,8 @@ WAYS = {
     "as_accelerate": (as_accelerate, {}),
     "as_accelerate_fixed": (as_accelerate, {"method": "fixed"}),
     "filled_from_first": (filled_from_first, {}),
+    "looked_at": (looked_at, {}),
+    "made_on_meta": (made_on_meta, {}),
     "sharded_first": (sharded_first, {}),
     "replicated": (replicated_shards, {}),
 }
@@ -358,17 +394,37 @@ def trainer(rank: int | None, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def partial_gradients(rank: int | None) -> Tensor:
+    """A weight on every process whose gradient is a sum over processes that nobody has formed yet."""
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 4, bias=False).double()
+    x = torch.randn(6, 8, dtype=torch.float64)
+    if rank is not None:
+        mesh = init_device_mesh("cpu", (2,))
+        weight = distribute_tensor(layer.weight.detach(), mesh, [Replicate()])
+        layer.weight = nn.Parameter(weight)
+        x = distribute_tensor(x, mesh, [Shard(0)])
+    hf_nm.sparsify(layer, targets="*", decay=10.0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    hf_nm.attach(optimizer, layer)
+    layer(x).sum().backward()
+    optimizer.step()
+    return whole(hf_nm.sparse_weights(layer)[0].dense_weight())
+
+
 def cut_plan() -> str:
-    """A plan that cuts the groups of the last feed-forward layer: 12 inputs over 2 processes."""
+    """A plan that cuts the groups of the last feed-forward layer: 12 inputs over 2 processes. Nothing is
+    changed by the refusal: leaving the layer dense, as it says, works."""
     from models import llama
-    from torch.distributed.tensor import Shard
 
     model = llama(intermediate_size=12)
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.model.layers:
         weight = distribute_tensor(layer.mlp.down_proj.weight.detach(), mesh, [Shard(1)])
         layer.mlp.down_proj.weight = nn.Parameter(weight)
-    return raised(lambda: hf_nm.sparsify(model))
+    refused = raised(lambda: hf_nm.sparsify(model))
+    hf_nm.sparsify(model, exclude="*.down_proj")
+    return refused
 
 
 # -- what goes wrong, or outside a step ------------------------------------------------------------
@@ -409,12 +465,12 @@ def outside(rank: int) -> dict[str, Any]:
     odd = hf_nm.sparsify(nn.ModuleList([Experts(True)]), targets="*")
     for expert in odd:
         expert.up_proj.data.normal_()
-    fully_shard(odd[0], shard_placement_fn=lambda parameter: torch.distributed.tensor.Shard(1))
+    fully_shard(odd[0], shard_placement_fn=lambda parameter: Shard(1))
     six = nn.Linear(12, 4)
     six = hf_nm.sparsify(nn.Sequential(six), targets="*")
     fully_shard(
         six[0],
-        shard_placement_fn=lambda parameter: torch.distributed.tensor.Shard(parameter.ndim - 1),
+        shard_placement_fn=lambda parameter: Shard(parameter.ndim - 1),
     )
     return {
         "written": halves,
@@ -444,6 +500,7 @@ def main(folder: Path) -> None:
         keep(name, run(rank, way, **options))
     for kind in ("per rank", "full", "dcp"):
         keep(kind, resumed(rank, folder, kind))
+    keep("partial", {"dense": partial_gradients(rank)})
     keep("tensor_parallel", tensor_parallel(rank, folder))
     keep("trainer", {"logs": trainer(rank, folder)})
     keep("outside", outside(rank) | {"plan": cut_plan()})

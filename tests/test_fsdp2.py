@@ -77,6 +77,13 @@ def test_tensor_parallel(folder, tmp_path):
     assert 2 * report.kept == report.weights
 
 
+def test_gradients_still_to_be_summed(folder):
+    """Red if the decay is added on every process before the sum."""
+    one = sharded.partial_gradients(None)
+    for result in seen_by(folder, "partial"):
+        assert_close(result["dense"], one)
+
+
 def test_trainer(folder, tmp_path):
     """Red if the Trainer logs one rank's part, or saves it."""
     one = sharded.trainer(None, tmp_path)
@@ -115,6 +122,6 @@ def test_what_is_found(folder):
         assert result["cut"] == (
             "ValueError: 0.weight [4, 12] is sharded along its input dimension -1 into 2 parts of 6, "
             "which cuts 2:4 groups; shard it along another dimension (with FSDP2 shard_placement_fn="
-            "lambda parameter: Shard(1)) or over fewer processes, or leave it dense with exclude="
+            "lambda parameter: Shard(0)) or over fewer processes, or leave it dense with exclude="
         )
         assert "mlp.down_proj.weight [32, 12] is sharded along" in result["plan"]

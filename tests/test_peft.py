@@ -148,3 +148,16 @@ def test_sparsify_leaves_adapters_dense():
     names = [w.name for w in hf_nm.sparse_weights(model)]
     assert len(names) == 14
     assert not [name for name in names if "lora" in name]
+
+
+def test_finalize_under_peft() -> None:
+    """Red if finalize stops half-way on a wrapper that answers for the model inside, or a module to save
+    is listed twice under one name."""
+    config = peft.LoraConfig(target_modules=["q"], modules_to_save=["wo"])
+    model = peft.get_peft_model(hf_nm.sparsify(models.t5()), config)
+    names = [w.name for w in hf_nm.sparse_weights(model)]
+    assert len(names) == len(set(names))
+    assert any(".modules_to_save.default.weight" in name for name in names)
+    assert len(hf_nm.verify(model).layers) == len(names)
+    hf_nm.finalize(model)
+    assert not hf_nm.sparse_weights(model)
