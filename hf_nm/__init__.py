@@ -16,12 +16,14 @@ from hf_nm.method import Method
 from hf_nm.optim import Attachment, attach
 from hf_nm.pattern import NMPattern
 from hf_nm.report import Report, report
+from hf_nm.results import Score
 from hf_nm.state import BrokenPatternError
 from hf_nm.surgery import finalize, restore, sparsify
 from hf_nm.version import __version__
 from hf_nm.weights import SparseWeight, dense_weights, sparse_weights
 
 if TYPE_CHECKING:
+    from hf_nm.hub import push_to_hub
     from hf_nm.trainer import NMCallback, NMSeq2SeqTrainer, NMTrainer
 
 __all__ = [
@@ -34,12 +36,14 @@ __all__ = [
     "NMSeq2SeqTrainer",
     "NMTrainer",
     "Report",
+    "Score",
     "SparseWeight",
     "__version__",
     "attach",
     "dense_weights",
     "finalize",
     "nm_mask",
+    "push_to_hub",
     "report",
     "restore",
     "sad",
@@ -50,11 +54,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the Trainers when they are first used: a plain loop does not need transformers."""
+    """Load what needs transformers when it is first used: a plain loop does not."""
     if name in ("NMCallback", "NMSeq2SeqTrainer", "NMTrainer"):
         from hf_nm import trainer
 
         return getattr(trainer, name)
+    if name == "push_to_hub":
+        from hf_nm.hub import push_to_hub
+
+        return push_to_hub
     raise AttributeError(f"module 'hf_nm' has no attribute {name!r}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ def connect(server: HubServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> N
     monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agents.json"))
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    # The Trainer turns them on, and huggingface_hub warns where the environment has turned them off.
+    bars = sys.modules["huggingface_hub.utils.tqdm"]  # a class has the same name
+    monkeypatch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", None)
     for name, value in environment(server, home).items():
         monkeypatch.setenv(name, value)
     # Waits between retries are huggingface_hub's business: the tests have no time for them.
