@@ -21,6 +21,7 @@ _NOTE = "<!-- rewritten at each push; the text around this part is kept ({}) -->
 _NOTED = re.compile(re.escape(_NOTE).replace(r"\{\}", "([0-9a-f]{8})-([0-9a-f]{8})(, edited)?"))
 _FRONT = re.compile(r"\s*---\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", re.DOTALL)
 _GENERATED = "<!-- This model card has been generated automatically"  # transformers' Trainer
+_TEMPLATE = "This model card has been automatically generated."  # transformers' model.push_to_hub
 
 Metadata = dict[str, Any]
 
@@ -56,13 +57,15 @@ def update_readme(
         body = f"\n# {title}\n\n\0\n"
     elif first is not None:
         body = rest[:first] + "\0" + rest[first:]
-    elif _GENERATED in rest and "\n## " in rest:  # above its many "More information needed"
+    elif (_GENERATED in rest or _TEMPLATE in rest) and "\n## " in rest:
+        # above its many "More information needed"
         body = rest.replace("\n## ", "\n\0\n\n## ", 1)
     else:
         body = rest.rstrip("\n") + "\n\n\0\n"
     rest = body.replace("\0", "")
     note = _NOTE.format(f"{_fingerprint(rest)}-{_fingerprint(before + rest)}{', edited' * edited}")
-    body = body.replace("\0", f"{BEGIN}\n{note}\n{part.strip()}\n{END}")
+    part = part.replace(BEGIN, "").replace(END, "").strip()
+    body = body.replace("\0", f"{BEGIN}\n{note}\n{part}\n{END}")
     return (before + body).replace("\n", newline)
 
 

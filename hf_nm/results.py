@@ -247,10 +247,13 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     state = Path(folder) / "trainer_state.json"
     if state.is_file():
         return json.loads(state.read_text("utf-8")).get("log_history") or []
-    lines = Path(folder) / SAD_FILE
-    if lines.is_file():
-        return [json.loads(line) for line in lines.read_text("utf-8").splitlines() if line.strip()]
-    return []
+    path, rows = Path(folder) / SAD_FILE, []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # half a line, from a run that was stopped while writing
+            continue
+    return rows
 
 
 def _read_run(path: Path) -> dict[str, Any]:
