@@ -69,12 +69,12 @@ def update_readme(
     return (before + body).replace("\n", newline)
 
 
-def renew(card: str | None, generated: str) -> str:
-    """``card`` with a newly ``generated`` text, unless a person wrote into it; metadata is merged."""
+def renew(card: str | None, generated: str, edited: bool) -> str:
+    """``card`` with a newly ``generated`` text, unless a person ``edited`` it; metadata is merged."""
     if card is None:
         return generated
     before, body = _with_metadata(card, read_metadata(generated), {})
-    return before + (body if is_edited(card) else generated[len(_front(generated)[0]) :])
+    return before + (body if edited else generated[len(_front(generated)[0]) :])
 
 
 def is_edited(text: str | None) -> bool:

@@ -24,6 +24,7 @@ class RunCard:
         self.trainer = trainer
         self.callback = callback
         self.scores: Sequence[Score] = ()
+        self._written: tuple[str | None, bool] = (None, False)
         self._create = trainer.create_model_card
         trainer.create_model_card = self.create
 
@@ -45,7 +46,9 @@ class RunCard:
         before = self.present()
         self._create(*args, **kwargs)
         generated = hub.read_card(folder) or ""
-        self.write(folder, renew(before, generated), edited=is_edited(before))
+        self.write(
+            folder, renew(before, generated, self._is_edited(before)), self._is_edited(before)
+        )
 
     def present(self) -> str | None:
         """The card of the run as it is, here or edited on the Hub."""
@@ -56,8 +59,13 @@ class RunCard:
             there = hub.remote_card(repo, args.hub_revision, args.hub_token, retries=0)
         return hub.newest_card(hub.read_card(Path(args.output_dir)), there)
 
+    def _is_edited(self, card: str | None) -> bool:
+        written, edited = self._written
+        return edited if card == written else is_edited(card)  # not every program signs its text
+
     def write(self, weights: Path, card: str | None, edited: bool | None = None) -> None:
         """Write ``card`` into the output directory, with our part on the weights in a folder."""
+        edited = self._is_edited(card) if edited is None else edited
         args, folder = self.trainer.args, Path(self.trainer.args.output_dir)
         if hub.holds_sparse_weights(weights):
             repo = self.trainer.hub_model_id or args.hub_model_id or folder.absolute().name
@@ -76,6 +84,7 @@ class RunCard:
             card = hub.compose(facts, card, {}, edited)
         if card is not None:
             (folder / hub.CARD).write_text(card, encoding="utf-8", newline="")
+        self._written = (card, edited)
 
 
 def _recipe(trainer: Any, callback: Any) -> dict[str, Any]:

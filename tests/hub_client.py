@@ -31,6 +31,7 @@ def connect(server: HubServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> N
     # The Trainer turns them on, and huggingface_hub warns where the environment has turned them off.
     bars = sys.modules["huggingface_hub.utils.tqdm"]  # a class has the same name
     monkeypatch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    bars.disable_progress_bars()
     for name, value in environment(server, home).items():
         monkeypatch.setenv(name, value)
     # Waits between retries are huggingface_hub's business: the tests have no time for them.

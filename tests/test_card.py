@@ -210,12 +210,12 @@ def test_who_wrote_it() -> None:
 def test_renew() -> None:
     comment = "<!-- This model card has been generated automatically -->"
     generated = f"---\nlicense: mit\ntags: [t]\n---\n{comment}\n# new\n"
-    assert renew(None, generated) == generated
+    assert renew(None, generated, False) == generated
     old = update(generated.replace("# new", "# old"), tags=["2:4"], language="no")
-    card = renew(old.replace("license: mit", "license: bsd"), generated)
+    card = renew(old.replace("license: mit", "license: bsd"), generated, False)
     assert "# new" in card
     assert read_metadata(card) == {"license": "bsd", "tags": ["t"], "language": "no"}
-    assert "# old" in renew(old + "Mine.\n", generated)
+    assert "# old" in renew(old, generated, True)
 
 
 @pytest.mark.parametrize(

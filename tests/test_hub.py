@@ -373,12 +373,13 @@ def test_a_failure_that_stays(hub: HubServer, folder: Path) -> None:
     assert_same(model)
 
 
-def test_a_card_that_cannot_be_read(hub: HubServer) -> None:
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_card_that_cannot_be_read(status: int, hub: HubServer) -> None:
     """Red if a card is written anew because the Hub did not answer."""
     hf_nm.push_to_hub(trained_bert(), REPO)
     hub.edit(REPO, "README.md", lambda text: text + "\nMine.\n")
-    hub.fail("GET .*/README.md", times=100)
-    with pytest.raises(HfHubHTTPError, match="500"):
+    hub.fail("GET .*/README.md", status, times=100)
+    with pytest.raises(HfHubHTTPError, match=str(status)):
         hf_nm.push_to_hub(trained_bert(), REPO)
     hub.faults.clear()
     assert hub.card(REPO).endswith("\nMine.\n")
