@@ -175,7 +175,7 @@ def _training(facts: CardFacts) -> str:
         return ""
     lines = ["## Training\n"]
     if recipe:
-        lines.append(_table([("", ""), *((name, str(value)) for name, value in recipe.items())]))
+        lines.append(_table([("", ""), *((name, _said(value)) for name, value in recipe.items())]))
     if facts.sad is not None:
         moved = (
             f"How far the masks moved (SAD, mask entries that differ): {facts.sad['total']:,.0f} "
@@ -225,6 +225,10 @@ def _share(kept: int, entries: int) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def _said(value: Any) -> str:
+    return _number(value) if isinstance(value, float) else str(value)
 
 
 def _by_number(row: LayerRow) -> list[tuple[int, int, str]]:

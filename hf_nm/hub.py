@@ -261,6 +261,14 @@ def holds_sparse_weights(folder: Path) -> bool:
     return KEY in _read_config(folder) and any(folder.glob("*.safetensors"))
 
 
+def said_versions(versions: Mapping[str, str], config: Mapping[str, Any]) -> str:
+    """The libraries that trained a model, in a line; the system is nobody's business."""
+    claimed = config.get(KEY) or {}
+    known = {"hf_nm": claimed["hf_nm"]} if "hf_nm" in claimed else {}
+    known |= {name: number for name, number in versions.items() if name != "system"}
+    return ", ".join(f"{name} {number}" for name, number in known.items())
+
+
 def _publishable(model: nn.Module) -> Any:
     model = unwrap(model)
     if not isinstance(model, transformers.PreTrainedModel):
@@ -341,8 +349,7 @@ def _recipe_of_run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if results.is_file() and read_scores(folder):
         run = json.loads(results.read_text("utf-8"))
         recipe = {name: run.get(name) for name in ("steps", "epochs", "seed")}
-        versions = run.get("versions") or {}
-        recipe["versions"] = ", ".join(f"{name} {number}" for name, number in versions.items())
+        recipe["versions"] = said_versions(run.get("versions") or {}, config)
         recipe["command"] = f"`{run['command']}`" if run.get("command") else None
         return recipe
     if state.is_file():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_nm import hub
+from hf_nm.manifest import KEY
 from hf_nm.readme import is_edited, renew
 from hf_nm.results import Score, environment, sad_summary
 
@@ -115,6 +116,6 @@ def _recipe(trainer: Any, callback: Any) -> dict[str, Any]:
         f"{mixed} mixed" if mixed else str(trainer.model.dtype).removeprefix("torch.")
     )
     recipe["seed"] = args.seed
-    versions = environment()["versions"]
-    recipe["versions"] = ", ".join(f"{name} {number}" for name, number in versions.items())
+    config = {KEY: getattr(trainer.model.config, KEY, None)}
+    recipe["versions"] = hub.said_versions(environment()["versions"], config)
     return recipe

@@ -154,7 +154,7 @@ def test_scores_of_a_recipe(hub: HubServer, folder: Path, tmp_path: Path) -> Non
     """Red if a recipe's score, or that of its dense run, does not get onto the card."""
     score = {"metric": "BLEU", "test": 18.0, "signature": "a|b"}
     run = {"method": "sr-ste", "data": "multi30k", "score": score, "time": {}, "steps": 10}
-    run |= {"command": "python train.py", "versions": {"torch": "2.13"}}
+    run |= {"command": "python train.py", "versions": {"torch": "2.13", "system": "Linux"}}
     (folder / "results.json").write_text(json.dumps(run))
     dense = tmp_path / "dense"
     dense.mkdir()
@@ -165,6 +165,7 @@ def test_scores_of_a_recipe(hub: HubServer, folder: Path, tmp_path: Path) -> Non
     assert "| BLEU | multi30k, test | 18 | 20 | -2 | 90.0% |" in card
     assert "BLEU: `a|b`" in card
     assert "| command | `python train.py` |" in card
+    assert f"| versions | hf_nm {hf_nm.__version__}, torch 2.13 |" in card
     other["score"] = score | {"signature": "another"}
     (dense / "results.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="dense one scored as"):
