@@ -109,6 +109,7 @@ def push_to_hub(
     Raises:
         BrokenPatternError: a group keeps more than n; nothing was sent.
         ValueError: a claimed weight is missing, or a config, card or result is not valid.
+        FileNotFoundError: there is no such folder, or no model in it.
         TypeError: not a transformers model.
         huggingface_hub.errors.HfHubHTTPError: whatever the Hub refuses. After a broken upload push
             again: files that arrived are not sent twice.
@@ -123,6 +124,11 @@ def push_to_hub(
             found_base = base_of(model, repo_id)
         else:
             folder, found_base = Path(model_or_folder), None
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"push_to_hub found no folder {folder}; pass a model, or the folder that "
+                    "save_pretrained or a Trainer wrote"
+                )
         if scores is None:
             scores = read_scores(folder, dense_run)
         elif dense_run is not None:
