@@ -17,12 +17,14 @@ from hf_nm.method import Method
 from hf_nm.optim import Attachment, attach
 from hf_nm.pattern import NMPattern
 from hf_nm.report import Report, report
+from hf_nm.results import Score
 from hf_nm.state import BrokenPatternError
 from hf_nm.surgery import finalize, restore, sparsify
 from hf_nm.version import __version__
 from hf_nm.weights import SparseWeight, dense_weights, sparse_weights
 
 if TYPE_CHECKING:
+    from hf_nm.hub import push_to_hub
     from hf_nm.inspection import inspect
     from hf_nm.oneshot import prune
     from hf_nm.semi_structured import to_semi_structured
@@ -38,6 +40,7 @@ __all__ = [
     "NMSeq2SeqTrainer",
     "NMTrainer",
     "Report",
+    "Score",
     "SparseWeight",
     "__version__",
     "attach",
@@ -46,6 +49,7 @@ __all__ = [
     "inspect",
     "nm_mask",
     "prune",
+    "push_to_hub",
     "report",
     "restore",
     "sad",
@@ -63,6 +67,7 @@ _LATER = {
     "NMTrainer": "trainer",
     "inspect": "inspection",
     "prune": "oneshot",
+    "push_to_hub": "hub",
     "to_semi_structured": "semi_structured",
 }
 

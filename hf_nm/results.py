@@ -1,20 +1,63 @@
 """What a run achieved, written so that it can be compared: results.json, results.md, the SAD plot,
 one table.
 
-Shared by the recipes. A result is a dict of plain values; the keys read here are `method`,
-`pattern`, `score` (`metric`, `test`, `signature`), `sad` (from `sad_summary`), `time` (`train_s`)
-and `steps`.
+Shared by the recipes and the model card. A result is a dict of plain values; the keys read here are
+`method`, `pattern`, `data`, `score` (`metric`, `test`, `signature`), `sad` (from `sad_summary`),
+`time` (`train_s`) and `steps`.
 """
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("hf_nm", "torch", "transformers", "accelerate", "datasets", "tokenizers", "sacrebleu")
+SAD_FILE = "nm_sad.jsonl"  # what the Trainers write, one line for each log
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model reached on a data set.
+
+    Args:
+        metric: its name, such as ``"BLEU"`` or ``"accuracy"``.
+        value: in the metric's own unit.
+        data: the data set: its id on the Hub, or a name.
+        split: which part of it.
+        dense: what the dense model reached in the same way.
+        signature: how exactly it was computed, such as sacreBLEU's signature.
+        higher_is_better: False for a loss, perplexity or error rate.
+    """
+
+    metric: str
+    value: float
+    data: str
+    split: str = "test"
+    dense: float | None = None
+    signature: str | None = None
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in (("value", self.value), ("dense", self.dense)):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"Score.{name} of {self.metric} must be finite, but is {value}")
+        if not self.metric or not self.data:
+            raise ValueError(
+                "a Score needs the name of its metric, and of the data it was taken on"
+            )
+
+    @property
+    def recovery(self) -> float | None:
+        """Sparse over dense score (the other way round where lower is better): 1.0 is no loss."""
+        if not self.value or not self.dense:
+            return None
+        ratio = self.value / self.dense
+        return ratio if self.higher_is_better else 1 / ratio
 
 
 def environment(world_size: int = 1) -> dict[str, Any]:
@@ -165,6 +208,69 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list[Score]:
+    """The test score in a run's `results.json`; nothing if the folder has none, or another's.
+
+    Args:
+        folder: the output directory of a recipe.
+        dense_run: that of the same recipe's dense run, to compare with.
+
+    Raises:
+        ValueError: the two runs were not scored in the same way.
+        FileNotFoundError: there is a `dense_run`, but one of the two has no results.
+    """
+    try:
+        run = _read_run(Path(folder) / "results.json")
+    except (FileNotFoundError, ValueError):
+        if dense_run is not None:
+            raise
+        return []
+    dense = None
+    if dense_run is not None:
+        other = _read_run(Path(dense_run) / "results.json")
+        pair = [
+            (r["score"]["metric"], r["score"]["signature"], r.get("data")) for r in (run, other)
+        ]
+        if pair[0] != pair[1] or other["method"] != "dense":
+            raise ValueError(
+                f"{dense_run} is a {other['method']} run scored as {pair[1]}, but {folder} needs a "
+                f"dense one scored as {pair[0]}; give the dense run of the same recipe and data."
+            )
+        dense = other["score"]["test"]
+    score = run["score"]
+    data = run.get("data") or run.get("recipe", "test set")
+    return [Score(score["metric"], score["test"], data, dense=dense, signature=score["signature"])]
+
+
+def read_history(folder: str | Path) -> list[dict[str, Any]]:
+    """What a Trainer logged into `folder`: from `trainer_state.json`, else SAD alone."""
+    state = Path(folder) / "trainer_state.json"
+    if state.is_file():
+        return json.loads(state.read_text("utf-8")).get("log_history") or []
+    path, rows = Path(folder) / SAD_FILE, []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # half a line, from a run that was stopped while writing
+            continue
+    return rows
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no results here; a recipe writes results.json when it has finished."
+        )
+    run = json.loads(path.read_text("utf-8"))
+    keys = ("method", "score", "time", "steps")
+    missing = [key for key in keys if not isinstance(run, dict) or key not in run]
+    if missing:
+        raise ValueError(
+            f"{path}: no key {', '.join(missing)}; this is not a recipe's results.json."
+        )
+    return run
+
+
 def compare(folders: Sequence[str | Path], write_to: str | Path | None = None) -> str:
     """One Markdown table of several runs, from the `results.json` in each folder, in the order
     given.
@@ -181,16 +287,7 @@ def compare(folders: Sequence[str | Path], write_to: str | Path | None = None) -
     runs = []
     for folder in map(Path, folders):
         path = folder if folder.suffix == ".json" else folder / "results.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: no results here; a recipe writes results.json when it has finished."
-            )
-        run = json.loads(path.read_text("utf-8"))
-        missing = [key for key in ("method", "score", "time", "steps") if key not in run]
-        if missing:
-            raise ValueError(
-                f"{path}: no key {', '.join(missing)}; this is not a recipe's results.json."
-            )
+        run = _read_run(path)
         runs.append((path.parent.name, run))
     if not runs:
         raise ValueError("nothing to compare; give at least one output directory.")

@@ -13,10 +13,10 @@ from torch import nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from hf_nm.optim import Attachment, attach, check_schedule
+from hf_nm.results import SAD_FILE
+from hf_nm.run_card import RunCard
 from hf_nm.weights import sparse_weights
 from hf_nm.wrapping import refuse_sharded_copies
-
-SAD_FILE = "nm_sad.jsonl"
 
 
 class NMCallback(TrainerCallback):
@@ -31,11 +31,15 @@ class NMCallback(TrainerCallback):
     ``nm_sad.jsonl`` in the output directory gets one line per log with the same by weight. A resumed
     run cuts it back to the checkpoint's step and goes on.
 
+    What the Trainer pushes to the Hub gets a card with the verified sparsity of the very weights, the
+    recipe and SAD (see :func:`hf_nm.push_to_hub`); ``trainer.push_to_hub(scores=hf_nm.Score(...))``
+    adds scores. A card that somebody has edited keeps its text.
+
     In :class:`NMTrainer` and :class:`NMSeq2SeqTrainer` it is there. In any other Trainer write
     ``NMCallback().install(trainer)``. Passed in ``callbacks=[...]`` alone it trains right too, with
-    two exceptions: reporters (TensorBoard, W&B) see each log before it is added to, and
-    ``resume_from_checkpoint`` is refused, since the Trainer loads the optimizer before a callback
-    can attach.
+    three exceptions: reporters (TensorBoard, W&B) see each log before it is added to, there is no
+    card, and ``resume_from_checkpoint`` is refused, since the Trainer loads the optimizer before a
+    callback can attach.
 
     Args:
         mask_interval: masks are computed again at every so many optimizer steps.
@@ -50,6 +54,7 @@ class NMCallback(TrainerCallback):
         self.mask_interval = mask_interval
         self.freeze_masks_at = freeze_masks_at
         self.attachment: Attachment | None = None
+        self._card: RunCard | None = None
 
     def install(self, trainer: Trainer) -> NMCallback:
         """Put this callback before the trainer's reporters, and attach as soon as it has an optimizer.
@@ -82,6 +87,7 @@ class NMCallback(TrainerCallback):
             return optimizer
 
         trainer.create_optimizer = create_attached_optimizer  # type: ignore[method-assign]
+        self._card = RunCard(trainer, self)
         return self
 
     def _attach(self, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> None:
@@ -139,6 +145,16 @@ class NMCallback(TrainerCallback):
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         handle.mark()
+
+    def on_push_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the card of a checkpoint's push, for which the Trainer makes none."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._card is None or not state.is_world_process_zero or not checkpoint.is_dir():
+            return
+        try:
+            self._card.write(checkpoint, self._card.present())
+        except Exception as error:  # as the upload itself, a card that fails does not end training
+            warnings.warn(f"the card of {checkpoint.name} was not written: {error}", stacklevel=2)
 
 
 class _NMTrainerMixin:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_client import connect
+from hub_server import HubServer
+from huggingface_hub import close_session
 from models import MODELS
 from transformers.utils import logging
 
@@ -55,3 +58,12 @@ def single_process_group(tmp_path: Path) -> Iterator[None]:
     )
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A stand-in for the Hub that this process talks to, with a cache of its own."""
+    with HubServer() as server:
+        connect(server, monkeypatch, tmp_path / "hf-home")
+        yield server
+        close_session()

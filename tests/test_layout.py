@@ -43,9 +43,13 @@ ORDER = [
     "modes",
     "resume",
     "optim",
+    "results",
+    "readme",
+    "card",
+    "hub",
+    "run_card",
     "trainer",
     "metrics",
-    "results",
     "__init__",
 ]
 LONGEST = 400

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import models
 import pytest
 import torch
 from datasets import Dataset
+from hub_server import HubServer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -16,6 +18,7 @@ from training import assert_same_state, assert_sparse, state_of
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import hf_nm
+from hf_nm.readme import is_edited, read_metadata
 
 trl = pytest.importorskip("trl")
 
@@ -27,7 +30,7 @@ WORDS = ["the", "a", "cat", "dog", "sees", "likes", "red", "blue", "big", "small
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
-def sft_trainer(folder: Path) -> tuple[trl.SFTTrainer, hf_nm.NMCallback, Recorder]:
+def sft_trainer(folder: Path, **changes: Any) -> tuple[trl.SFTTrainer, hf_nm.NMCallback, Recorder]:
     """A tiny Llama, sentences of the words above, and a tokenizer that knows them."""
     vocabulary = {word: number for number, word in enumerate([*SPECIAL.values(), *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
@@ -52,6 +55,7 @@ def sft_trainer(folder: Path) -> tuple[trl.SFTTrainer, hf_nm.NMCallback, Recorde
             use_cpu=True,
             disable_tqdm=True,
             dataloader_pin_memory=False,
+            **changes,
         ),
         train_dataset=Dataset.from_dict({"text": sentences}),
         processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL),
@@ -85,3 +89,17 @@ def test_supervised_fine_tuning(tmp_path):
     assert_same_state(
         state_of(resumed.model, resumed.optimizer), state_of(trainer.model, trainer.optimizer)
     )
+
+
+def test_card_of_a_push(hub: HubServer, tmp_path: Path) -> None:
+    """Red if TRL's card, which it writes at each checkpoint, replaces ours, or passes for a person's."""
+    trainer, _, _ = sft_trainer(tmp_path / "run", push_to_hub=True, hub_model_id="alice/sft")
+    trainer.train()
+    trainer.push_to_hub()
+    card = hub.card("alice/sft")
+    assert "It has been trained using [TRL]" in card
+    assert "| 2:4 | 14 |" in card
+    assert "| steps | 6 |" in card
+    assert card.count("## N:M sparsity") == 1
+    assert not is_edited(card)
+    assert {"trl", "sft", "2:4"} <= set(read_metadata(card)["tags"])

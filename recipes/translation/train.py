@@ -259,6 +259,7 @@ def main() -> None:
         )
         results = {
             "recipe": "translation",
+            "data": "files" if recipe.train_files else recipe.corpus,
             "method": recipe.method,
             "pattern": f"{recipe.n}:{recipe.m}" if sparse else None,
             "decay": recipe.decay if recipe.method == "sr-ste" else None,
