@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hf_nm import arrival
 from hf_nm.checkpoint import verify
 from hf_nm.divergence import sad
 from hf_nm.layers import NMLinear
 from hf_nm.mask import nm_mask
 from hf_nm.method import Method
 from hf_nm.optim import Attachment, attach
+from hf_nm.packed import pack, unpack
+from hf_nm.packing import PackedError
 from hf_nm.pattern import NMPattern
 from hf_nm.report import Report, report
 from hf_nm.state import BrokenPatternError
@@ -22,6 +25,7 @@ from hf_nm.version import __version__
 from hf_nm.weights import SparseWeight, dense_weights, sparse_weights
 
 if TYPE_CHECKING:
+    from hf_nm.loader import load_packed
     from hf_nm.trainer import NMCallback, NMSeq2SeqTrainer, NMTrainer
 
 __all__ = [
@@ -33,29 +37,40 @@ __all__ = [
     "NMPattern",
     "NMSeq2SeqTrainer",
     "NMTrainer",
+    "PackedError",
     "Report",
     "SparseWeight",
     "__version__",
     "attach",
     "dense_weights",
     "finalize",
+    "load_packed",
     "nm_mask",
+    "pack",
     "report",
     "restore",
     "sad",
     "sparse_weights",
     "sparsify",
+    "unpack",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the Trainers when they are first used: a plain loop does not need transformers."""
+    """Load what needs transformers when it is first used: a plain loop does not."""
     if name in ("NMCallback", "NMSeq2SeqTrainer", "NMTrainer"):
         from hf_nm import trainer
 
         return getattr(trainer, name)
+    if name == "load_packed":
+        from hf_nm.loader import load_packed
+
+        return load_packed
     raise AttributeError(f"module 'hf_nm' has no attribute {name!r}")
+
+
+arrival.follow()
 
 
 def __dir__() -> list[str]:
