@@ -7,6 +7,7 @@ the import of the one module that keeps its register is followed.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -25,9 +26,16 @@ def follow() -> None:
 
 
 def _tell() -> None:
-    from hf_nm import loader
+    try:
+        from hf_nm import loader
 
-    loader.register()
+        loader.register()
+    except Exception as error:  # transformers itself must stay usable, whatever it has become
+        warnings.warn(
+            f"this transformers cannot be told how to open checkpoints that hf_nm packed ({error}); "
+            "turn them into plain ones with hf_nm.unpack(folder, destination)",
+            stacklevel=2,
+        )
 
 
 class _Finder(MetaPathFinder):

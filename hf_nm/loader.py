@@ -14,7 +14,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_nm.folder import PACKED_INDEX, PACKED_SINGLE, Count
+from hf_nm.folder import PACKED_INDEX, PACKED_SINGLE, Count, is_packed_name
 from hf_nm.manifest import KEY, read_claims
 from hf_nm.packed import EXPLICIT
 from hf_nm.packing import PackedError, is_packed, unpack_tensor
@@ -127,10 +127,12 @@ class PackedLoader(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Every byte is checked before any of it is used."""
         files = [Path(file) for file in kwargs.get("checkpoint_files") or []]
-        with Stored(files, packed=True) as stored:
+        packed = [file for file in files if is_packed_name(file.name)]  # some models have more
+        with Stored(packed, packed=True) as stored:
             check_files(stored, self.quantization_config.files)
             data = getattr(model.config, KEY, None)
-            check_claims(stored, read_claims(data, stored.tensors, "the config"))
+            if data is not None:  # a part of a model may be loaded with a config of its own
+                check_claims(stored, read_claims(data, stored.tensors, "the config"))
             stored.check(Count(None, 0))
         return model
 

@@ -177,6 +177,15 @@ def test_registering_twice() -> None:
     loader.register()
 
 
+def test_a_transformers_that_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if transformers could not be imported any more because hf_nm does not know it."""
+    from hf_nm import arrival
+
+    monkeypatch.setattr("hf_nm.loader.register", None)
+    with pytest.warns(UserWarning, match=r"cannot be told .* hf_nm\.unpack"):
+        arrival.follow()
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))

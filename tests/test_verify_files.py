@@ -191,18 +191,22 @@ def test_pieces_find_what_the_whole_shows(shape: tuple[int, ...], dim: int) -> N
     inner = weight[0].numel() // weight.shape[dim] if dim + len(shape) else weight.shape[-1]
     unit = 4 * (1 if dim == -1 else inner)
 
-    def pieces() -> int:
+    def pieces(length: int) -> int:
         check = PieceCheck("w", shape, weight.dtype, pattern, dim)
         bits = weight.view(torch.int32).view(-1)
-        for start in range(0, bits.numel(), unit):
-            check.add(bits[start : start + unit])
+        for start in range(0, bits.numel(), length):
+            check.add(bits[start : start + length])
         return check.result()
 
-    assert pieces() == check_pattern("w", weight, pattern, dim) == weight.count_nonzero()
-    for _ in range(3):
-        weight.view(-1)[torch.randint(weight.numel(), (6,))] = float("nan")
+    kept = check_pattern("w", weight, pattern, dim)
+    assert pieces(unit) == pieces(2 * unit) == kept == weight.count_nonzero()
+    rows = weight.movedim(dim, -1).unflatten(-1, (-1, 4))
+    rows[..., 0, 1, :] = 1.0  # named first, though it lies behind the next where dim is not last
+    rows[..., 1, 0, :3] = float("nan")
+    for length in 4 * [unit, 2 * unit]:
         with pytest.raises(hf_nm.BrokenPatternError) as whole:
             check_pattern("w", weight, pattern, dim)
         with pytest.raises(hf_nm.BrokenPatternError) as piece:
-            pieces()
+            pieces(length)
         assert str(whole.value) == str(piece.value)
+        weight.view(-1)[torch.randint(weight.numel(), (6,))] = float("nan")
