@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hf_nm import arrival
 from hf_nm.checkpoint import verify
 from hf_nm.divergence import sad
 from hf_nm.layers import NMLinear
 from hf_nm.mask import nm_mask
 from hf_nm.method import Method
 from hf_nm.optim import Attachment, attach
+from hf_nm.packed import pack, unpack
+from hf_nm.packing import PackedError
 from hf_nm.pattern import NMPattern
 from hf_nm.report import Report, report
 from hf_nm.results import Score
@@ -26,6 +29,7 @@ from hf_nm.weights import SparseWeight, dense_weights, sparse_weights
 if TYPE_CHECKING:
     from hf_nm.hub import push_to_hub
     from hf_nm.inspection import inspect
+    from hf_nm.loader import load_packed
     from hf_nm.oneshot import prune
     from hf_nm.semi_structured import to_semi_structured
     from hf_nm.trainer import NMCallback, NMSeq2SeqTrainer, NMTrainer
@@ -39,6 +43,7 @@ __all__ = [
     "NMPattern",
     "NMSeq2SeqTrainer",
     "NMTrainer",
+    "PackedError",
     "Report",
     "Score",
     "SparseWeight",
@@ -47,7 +52,9 @@ __all__ = [
     "dense_weights",
     "finalize",
     "inspect",
+    "load_packed",
     "nm_mask",
+    "pack",
     "prune",
     "push_to_hub",
     "report",
@@ -56,6 +63,7 @@ __all__ = [
     "sparse_weights",
     "sparsify",
     "to_semi_structured",
+    "unpack",
     "verify",
 ]
 
@@ -66,6 +74,7 @@ _LATER = {
     "NMSeq2SeqTrainer": "trainer",
     "NMTrainer": "trainer",
     "inspect": "inspection",
+    "load_packed": "loader",
     "prune": "oneshot",
     "push_to_hub": "hub",
     "to_semi_structured": "semi_structured",
@@ -76,6 +85,9 @@ def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(f"hf_nm.{_LATER[name]}"), name)
     raise AttributeError(f"module 'hf_nm' has no attribute {name!r}")
+
+
+arrival.follow()
 
 
 def __dir__() -> list[str]:

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hf_nm.manifest import KEY, Manifest, match_names
+from hf_nm.check import PieceCheck, check_pattern
+from hf_nm.conversion import Conversion, conversions, model_class, shapes
+from hf_nm.folder import CONFIG, Count, Progress, read_config, read_json
+from hf_nm.manifest import KEY, Claims, read_claims
+from hf_nm.packing import PackedError
 from hf_nm.pattern import NMPattern
 from hf_nm.report import LayerRow, Report, SkippedRow
 from hf_nm.sharding import gathered
-from hf_nm.surgery import check_pattern
+from hf_nm.snapshot import fetch, is_hub_id
+from hf_nm.stored import Stored, StoredTensor, check_claims, open_file, open_folder
 from hf_nm.weights import sparse_weights
 from hf_nm.wrapping import unwrap
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 
-
-def verify(model_or_path: nn.Module | str | Path) -> Report:
+def verify(
+    model_or_path: nn.Module | str | Path,
+    *,
+    manifest: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Check that every weight claimed to be N:M is, from the weights alone.
 
+    Files are read a few MiB at a time, whatever their size; of a model that transformers saves in
+    another form than it computes with (each expert of a mixture apart), one parameter at a time. Packed
+    files are also compared with their checksums.
+
     Args:
-        model_or_path: a model (sparsified, finalized or loaded), or a folder written by
-            ``save_pretrained``: ``config.json`` with ``nm_sparsity`` beside safetensors files, which
-            are read one tensor at a time (at once, by transformers, where it saved them under other
-            names than the parameters').
+        model_or_path: a model (sparsified, finalized or loaded), a folder written by
+            ``save_pretrained`` or :func:`hf_nm.pack`, one ``.safetensors`` file, or a model's name on
+            the Hub, of which config and safetensors files are downloaded.
+        manifest: what to check, in the form of ``config.nm_sparsity``, instead of that of
+            the ``config.json`` in the folder or beside the file.
+        revision: of a model on the Hub: branch, tag or commit.
+        token: for a private model on the Hub.
+        progress: called with bytes done, bytes in all and what is being done, now and then.
 
     Returns:
         A report: ``.layers`` with ``(name, pattern, shape, kept)``, kept being the non-zero entries
@@ -37,24 +53,183 @@ def verify(model_or_path: nn.Module | str | Path) -> Report:
 
     Raises:
         BrokenPatternError: (a ``ValueError``) a group keeps more than n; the first one is named.
+        PackedError: (a ``ValueError``) a packed file is damaged, or does not belong to its config.
         ValueError: nothing claims to be N:M, a claimed weight is missing, or the manifest or a file is
             not valid.
         FileNotFoundError: there is no such folder, or no weights in it.
+        huggingface_hub.errors.HfHubHTTPError: as huggingface_hub raises.
     """
     if isinstance(model_or_path, nn.Module):
-        claims, tensors = _of_model(model_or_path)
+        return _of_model(model_or_path, manifest)
+    path = Path(model_or_path)
+    if isinstance(model_or_path, str) and not path.exists() and is_hub_id(model_or_path):
+        path = fetch(model_or_path, revision, token)
+    if path.is_file() and path.suffix == ".safetensors":
+        return _of_file(path, manifest, progress)
+    config = read_config(path, "verify")
+    data = config.get(KEY) if manifest is None else manifest
+    with open_folder(path, config) as stored:
+        claims = read_claims(data, stored.tensors, str(path / CONFIG))
+        if not claims.keys() <= stored.tensors.keys() and (kind := model_class(config)) is not None:
+            return _of_parameters(path, kind, data, stored, progress)
+        return _of_stored(stored, claims, progress)
+
+
+def _of_model(model: nn.Module, manifest: Any) -> Report:
+    model = unwrap(model)
+    parameters = dict(model.named_parameters())
+    sparse = sparse_weights(model)
+    if sparse and manifest is None:
+        claims = {w.name: (w.pattern, w.state.dim) for w in sparse}
     else:
-        claims, tensors = _of_folder(Path(model_or_path))
+        data = getattr(getattr(model, "config", None), KEY, None) if manifest is None else manifest
+        claims = read_claims(data, parameters, "the model has no N:M layer and its config")
+    return _of_tensors(claims, ((name, gathered(weight)) for name, weight in parameters.items()))
+
+
+def _of_tensors(claims: Claims, tensors: Iterator[tuple[str, Tensor]]) -> Report:
     layers: dict[str, LayerRow] = {}
     skipped = []
     for name, tensor in tensors:
         shape = tuple(tensor.shape)
         if name in claims:
             pattern, dim = claims[name]
-            kept = check_pattern(name, tensor, pattern, dim)
-            layers[name] = LayerRow(name, pattern, shape, kept)
+            layers[name] = LayerRow(name, pattern, shape, check_pattern(name, tensor, pattern, dim))
         elif len(shape) >= 2:
-            skipped.append(SkippedRow(name, shape, "not claimed to be N:M"))
+            skipped.append(_skipped(name, shape))
+    return _report(claims, layers, skipped)
+
+
+def _of_file(path: Path, manifest: Any, progress: Progress | None) -> Report:
+    """One file: what its config claims of it, or what it was packed as."""
+    config = path.parent / CONFIG
+    beside = read_json(config) if config.is_file() else {}
+    with open_file(path) as stored:
+        data = beside.get(KEY) if manifest is None else manifest
+        if data is None and stored.packed:
+            claims = {
+                name: (tensor.layout.pattern, tensor.layout.dim)
+                for name, tensor in stored.tensors.items()
+                if tensor.layout is not None
+            }
+            return _of_stored(stored, claims, progress)
+        claims = read_claims(
+            data, stored.tensors, f"{config} {'is not there or ' if not beside else ''}"
+        )
+        # The other shards hold the rest.
+        here = {name: claim for name, claim in claims.items() if name in stored.tensors}
+        if not here:
+            raise ValueError(
+                f"{path} holds none of the {len(claims)} weights claimed to be N:M (first: "
+                f"{next(iter(claims))}); verify the folder"
+            )
+        return _of_stored(stored, here, progress)
+
+
+def _of_stored(stored: Stored, claims: Claims, progress: Progress | None) -> Report:
+    count = _start(stored, claims, progress)
+    layers: dict[str, LayerRow] = {}
+    skipped = []
+    for name, tensor in stored.tensors.items():
+        if name in claims:
+            pattern, dim = claims[name]
+            layers[name] = _check(name, tensor, pattern, dim)
+        elif len(tensor.shape) >= 2:
+            skipped.append(_skipped(name, tensor.shape))
+        count.add(tensor.size, "verifying")
+    return _report(claims, layers, skipped)
+
+
+def _start(stored: Stored, claims: Claims, progress: Progress | None) -> Count:
+    count = Count(progress, stored.size * (2 if stored.packed else 1))
+    if stored.packed:
+        check_claims(stored, claims)
+        stored.check(count)
+    return count
+
+
+def _check(name: str, tensor: StoredTensor, pattern: NMPattern, dim: int) -> LayerRow:
+    check = PieceCheck(name, tensor.shape, tensor.torch_dtype, pattern, dim)
+    if math.prod(tensor.shape):
+        for bits in tensor.runs(pattern, dim):
+            check.add(bits)
+    return LayerRow(name, pattern, tensor.shape, check.result())
+
+
+def _of_parameters(
+    folder: Path, kind: Any, data: Any, stored: Stored, progress: Progress | None
+) -> Report:
+    """The report where files and parameters differ in their names."""
+    try:
+        model, parameters = shapes(kind, folder)
+        found = list(conversions(model, stored.tensors))
+    except Exception:  # a model that does not like the meta device, a mapping that has moved
+        return _of_loaded(folder, kind, data)
+    claims = read_claims(data, parameters, str(folder / CONFIG))
+    count = _start(stored, read_claims(data, stored.tensors, str(folder / CONFIG)), progress)
+    layers: dict[str, LayerRow] = {}
+    for conversion in found:
+        for name, row in _check_conversion(conversion, claims).items():
+            if row.shape != parameters[name]:
+                raise ValueError(
+                    f"transformers cannot load {folder} as a {kind.__name__}: {name} is stored as "
+                    f"{list(row.shape)}, but has {list(parameters[name])} in the model"
+                )
+            layers[name] = row
+        count.add(sum(source.size for source in conversion.sources), "verifying")
+    left = ((name, shape) for name, shape in parameters.items() if name not in claims)
+    return _report(claims, layers, [_skipped(*row) for row in left if len(row[1]) >= 2])
+
+
+def _check_conversion(conversion: Conversion, claims: Claims) -> dict[str, LayerRow]:
+    """The rows of the claimed parameters that a conversion makes."""
+    name = conversion.name
+    if conversion.is_rename:
+        source = conversion.sources[-1]
+        return {name: _check(name, source, *claims[name])} if name in claims else {}
+    try:
+        made = conversion.convert()
+    except PackedError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"transformers cannot make {name} of {conversion.sources[0].name} and others: {error}"
+        ) from error
+    rows = {}
+    for full, tensor in made.items():
+        if full in claims:
+            pattern, dim = claims[full]
+            kept = check_pattern(full, tensor, pattern, dim)
+            rows[full] = LayerRow(full, pattern, tuple(tensor.shape), kept)
+    return rows
+
+
+def _of_loaded(folder: Path, kind: Any, data: Any) -> Report:
+    """The report of all parameters at once, as transformers loads them: the last resort."""
+    try:
+        loaded: Any = kind.from_pretrained(
+            folder, dtype="auto", local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # a config can be wrong in more ways than transformers has names for
+        raise ValueError(
+            f"transformers cannot load {folder} as a {kind.__name__}: {error}"
+        ) from error
+    model, read = loaded
+    missing = set(read["missing_keys"])
+    parameters = {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if name not in missing
+    }
+    claims = read_claims(data, parameters, str(folder / CONFIG))
+    return _of_tensors(claims, iter(parameters.items()))
+
+
+def _skipped(name: str, shape: tuple[int, ...]) -> SkippedRow:
+    return SkippedRow(name, shape, "not claimed to be N:M")
+
+
+def _report(claims: Claims, layers: dict[str, LayerRow], skipped: list[SkippedRow]) -> Report:
     missing = [name for name in claims if name not in layers]
     if missing:
         raise ValueError(
@@ -62,118 +237,3 @@ def verify(model_or_path: nn.Module | str | Path) -> Report:
             "checkpoint is incomplete, or was saved from another model than its config"
         )
     return Report([layers[name] for name in claims], skipped)
-
-
-Claims = dict[str, tuple[NMPattern, int]]
-
-
-def _of_model(model: nn.Module) -> tuple[Claims, Iterator[tuple[str, Tensor]]]:
-    model = unwrap(model)
-    parameters = dict(model.named_parameters())
-    sparse = sparse_weights(model)
-    if sparse:
-        claims = {w.name: (w.pattern, w.state.dim) for w in sparse}
-    else:
-        manifest = getattr(getattr(model, "config", None), KEY, None)
-        claims = _claims(manifest, parameters, "the model has no N:M layer and its config")
-    return claims, ((name, gathered(weight)) for name, weight in parameters.items())
-
-
-def _of_folder(folder: Path) -> tuple[Claims, Iterator[tuple[str, Tensor]]]:
-    if not folder.exists():
-        raise FileNotFoundError(
-            f"verify found no folder {folder}; pass a model, or the folder that save_pretrained wrote"
-        )
-    config = folder / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no config.json, so nothing says which weights are N:M; pass the folder "
-            "that save_pretrained wrote"
-        )
-    if (folder / _INDEX).is_file():
-        weight_map = _read_json(folder / _INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(
-            isinstance(file, str) and Path(file).name == file for file in weight_map.values()
-        ):
-            raise ValueError(f"{folder / _INDEX} is not an index of files in its own folder")
-        files = [folder / file for file in sorted(set(weight_map.values()))]
-    else:
-        files = [folder / _SINGLE]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; save with safetensors (the default)")
-    names: list[str] = []
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                names.extend(opened.keys())
-        except SafetensorError as error:
-            raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
-    data = _read_json(config)
-    claims = _claims(data.get(KEY), names, str(config))
-    if not claims.keys() <= set(names) and (loaded := _load(folder, data)) is not None:
-        claims = _claims(data[KEY], loaded, str(config))
-        return claims, iter(loaded.items())
-    return claims, _read_tensors(files)
-
-
-def _load(folder: Path, config: dict[str, Any]) -> dict[str, Tensor] | None:
-    """The parameters that transformers reads from a folder, by their names in the model.
-
-    Some models are saved under older names than their parameters have (ViT, from transformers 5
-    on), and only transformers knows which. None if it does not know the model.
-    """
-    import transformers
-
-    named = config.get("architectures")
-    name = named[0] if isinstance(named, list) and named else None
-    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (
-        isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
-    ):
-        return None
-    try:
-        loaded: Any = model_class.from_pretrained(
-            folder, dtype="auto", local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # a config can be wrong in more ways than transformers has names for
-        raise ValueError(f"transformers cannot load {folder} as a {name}: {error}") from error
-    model, read = loaded
-    missing = set(read["missing_keys"])
-    return {
-        parameter_name: parameter.detach()
-        for parameter_name, parameter in model.named_parameters()
-        if parameter_name not in missing
-    }
-
-
-def _claims(manifest: Any, names: Any, source: str) -> Claims:
-    if manifest is None:
-        raise ValueError(
-            f"{source} has no {KEY!r}, so nothing claims to be N:M; save a model made by "
-            "hf_nm.sparsify"
-        )
-    claimed = Manifest.from_dict(manifest)
-    found = match_names(claimed.modules, names)
-    # A claimed name that is not there stays, and is reported as missing.
-    return {
-        found.get(name, name): (pattern, claimed.dims.get(name, -1))
-        for name, pattern in claimed.modules.items()
-    }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return data
-
-
-def _read_tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a dict)
-                yield name, opened.get_tensor(name)

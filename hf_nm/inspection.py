@@ -15,6 +15,7 @@ from torch import nn
 from hf_nm.manifest import KEY
 from hf_nm.pattern import NMPattern
 from hf_nm.report import Report, report
+from hf_nm.stored import QUANTIZATION, is_packed_config
 from hf_nm.surgery import restore, sparsify
 from hf_nm.targets import Selection
 
@@ -152,6 +153,8 @@ def build_on_meta(source: str | Path, *, dtype: str | None = None, **download: A
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(existing(source), **download)
+    if is_packed_config(vars(config)):  # its layers are plain ones
+        delattr(config, QUANTIZATION)
     chosen = dtype or getattr(config, "dtype", None) or "float32"
     if isinstance(chosen, str):
         name = chosen

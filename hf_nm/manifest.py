@@ -142,6 +142,36 @@ def match_names(claimed: Iterable[str], available: Iterable[str]) -> dict[str, s
     return {name: there for name, there in found.items() if claims[there] == 1}
 
 
+Claims = dict[str, tuple[NMPattern, int]]
+
+
+def read_claims(data: Any, names: Iterable[str], source: str) -> Claims:
+    """What a manifest claims of the weights of a model or a file.
+
+    Args:
+        data: the manifest's JSON form, or None where there is none.
+        names: in the model or file.
+        source: what has no manifest, for the message.
+
+    Returns:
+        Name to pattern and input dimension (negative). A claimed name that is not there stays.
+
+    Raises:
+        ValueError: there is no manifest, or it is not valid.
+    """
+    if data is None:
+        raise ValueError(
+            f"{source} has no {KEY!r}, so nothing claims to be N:M; save a model made by "
+            "hf_nm.sparsify"
+        )
+    claimed = Manifest.from_dict(data)
+    found = match_names(claimed.modules, names)
+    return {
+        found.get(name, name): (pattern, claimed.dims.get(name, -1))
+        for name, pattern in claimed.modules.items()
+    }
+
+
 def _show(value: Any) -> str:
     """A value from a file, short enough for an error message."""
     text = repr(value)

@@ -7,6 +7,7 @@ pass ``Method("its-name", function)`` to :func:`hf_nm.sparsify`.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ def check_decay(decay: float) -> float:
     """``decay`` as a float; raises ``ValueError`` unless it is a finite number >= 0."""
     if isinstance(decay, bool) or not isinstance(decay, int | float):
         raise ValueError(f"decay must be a number >= 0, but got {decay!r}; the default is 2e-4")
-    if not 0 <= decay < float("inf"):
+    if not 0 <= decay <= sys.float_info.max:
         raise ValueError(f"decay must be finite and >= 0, but got {decay}; the default is 2e-4")
     return float(decay)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_nm.checkpoint import verify
-from hf_nm.folders import new_folder
+from hf_nm.folder import new_folder
 from hf_nm.inspection import existing, model_class
 from hf_nm.pattern import NMPattern
 from hf_nm.report import Report
@@ -44,7 +44,7 @@ def prune(
         targets: as for :func:`hf_nm.sparsify`.
         exclude: as for :func:`hf_nm.sparsify`.
         patterns: as for :func:`hf_nm.sparsify`.
-        overwrite: whether a destination that has files may be replaced.
+        overwrite: whether another model's folder may be replaced.
         **download: ``revision``, ``token`` and what else ``huggingface_hub.snapshot_download`` takes.
 
     Returns:
@@ -53,13 +53,13 @@ def prune(
     Raises:
         ValueError: the checkpoint is sparse already, nothing in it can be N:M, or an argument is not
             valid.
-        FileExistsError: the destination has files.
+        FileExistsError: the destination has files, and is not a model's or ``overwrite`` is not set.
         OSError: there is no such checkpoint.
     """
     from transformers import AutoConfig
 
-    with new_folder(destination, overwrite=overwrite) as beside:
-        folder = local_folder(source, **download)
+    folder = local_folder(source, **download)
+    with new_folder(Path(destination), folder, overwrite=overwrite) as beside:
         kind = model_class(AutoConfig.from_pretrained(folder))
         model = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
         sparsify(model, n, m, method="fixed", targets=targets, exclude=exclude, patterns=patterns)

@@ -6,13 +6,12 @@ import copy
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
+from hf_nm.check import check_pattern
 from hf_nm.kinds import input_dims
 from hf_nm.layers import NMLayer, make_dense, make_sparse
 from hf_nm.manifest import KEY, Manifest, match_names
-from hf_nm.mask import check_maskable, count_kept
 from hf_nm.method import Method, check_decay
 from hf_nm.pattern import NMPattern
 from hf_nm.report import report
@@ -188,41 +187,6 @@ def restore(
     kept_dense = {row.name: f"dense in config.{KEY}" for row in report(model).skipped}
     model._nm_skipped = kept_dense  # type: ignore[assignment]
     return model
-
-
-def check_pattern(name: str, weight: torch.Tensor, pattern: NMPattern, dim: int) -> int:
-    """Raise :class:`BrokenPatternError` if a group of ``weight`` holds more than n non-zeros, and
-    ``ValueError`` if it is not made of such groups.
-
-    Args:
-        name: for the message.
-        weight: any shape, groups along ``dim``.
-        pattern: what it should follow.
-        dim: its input dimension.
-
-    Returns:
-        How many entries are not zero (0 on the meta device).
-    """
-    try:
-        check_maskable(weight, pattern, dim)
-    except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{name}: {error}") from error
-    if weight.device.type == "meta":
-        return 0
-    counts = count_kept(weight, pattern, dim)
-    worst = int(counts.max()) if counts.numel() else 0
-    if worst > pattern.n:
-        where = torch.nonzero(counts > pattern.n)[0].tolist()
-        total = int((counts > pattern.n).sum())
-        raise BrokenPatternError(
-            f"{name} is not {pattern}: group {where[-1]} of row {where[:-1]} holds "
-            f"{int(counts[tuple(where)])} non-zero entries where {pattern.n} of {pattern.m} are "
-            f"allowed ({total:,} of {counts.numel():,} groups break the pattern); it was changed "
-            "after its last projection. Train with hf_nm attached, and make other writes (merging "
-            "adapters, averaging) inside `with hf_nm.dense_weights(model):`; entering and leaving that "
-            "context projects a sparse model's present values"
-        )
-    return int(counts.sum())
 
 
 def _convert(model: nn.Module, found: list[Target], method: Method, decay: float) -> None:

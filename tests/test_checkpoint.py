@@ -208,8 +208,9 @@ def test_truncated_file(folder: Path, size: int) -> None:
 def test_something_missing(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"found no folder .*nowhere"):
         hf_nm.verify(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors has no config\.json"):
-        hf_nm.verify(folder / "model.safetensors")
+    (folder / "model.bin").touch()
+    with pytest.raises(FileNotFoundError, match=r"model\.bin has no config\.json"):
+        hf_nm.verify(folder / "model.bin")
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         hf_nm.verify(folder)

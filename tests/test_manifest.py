@@ -68,6 +68,7 @@ BAD = {
     "decay negative": GOOD | {"decay": -1.0},
     "decay infinite": GOOD | {"decay": float("inf")},
     "decay NaN": GOOD | {"decay": float("nan")},
+    "decay beyond a float": GOOD | {"decay": 10**400},
     "decay a string": GOOD | {"decay": "2e-4"},
     "decay true": GOOD | {"decay": True},
     "modules a list": GOOD | {"modules": ["a.b.weight"]},

@@ -1,4 +1,4 @@
-"""``prune``: a dense checkpoint pruned once by magnitude, and folders that are whole or not there."""
+"""``prune``: a dense checkpoint pruned once by magnitude."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import hf_nm
 from hf_nm import nm_mask
-from hf_nm.folders import new_folder
 
 
 def test_prune(tmp_path: Path) -> None:
@@ -40,35 +39,16 @@ def test_prune_refuses(tmp_path: Path) -> None:
     bert().save_pretrained(tmp_path / "dense")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="--overwrite"):
-        hf_nm.prune(tmp_path / "dense", tmp_path / "full")
+    for overwrite in (False, True):  # whatever else somebody keeps there
+        with pytest.raises(FileExistsError, match=r"is (there|not a model's folder)"):
+            hf_nm.prune(tmp_path / "dense", tmp_path / "full", overwrite=overwrite)
     with pytest.raises(ValueError, match="matches no weight"):
         hf_nm.prune(tmp_path / "dense", tmp_path / "new", targets="*.fc1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "full"]
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+    (tmp_path / "full" / "config.json").write_text("{}")
     hf_nm.prune(tmp_path / "dense", tmp_path / "full", overwrite=True)
     with pytest.raises(ValueError, match=r"call hf_nm\.restore"):
         hf_nm.prune(tmp_path / "full", tmp_path / "twice")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "full")
     assert torch.isfinite(model(**batch(bert())).logits).all()
-
-
-def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
-    """Red if Ctrl-C leaves a half-written folder, or takes the one that was there."""
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "old").write_text("old")
-
-    def write(name: str, stop: bool) -> None:
-        with new_folder(tmp_path / name, overwrite=True) as folder:
-            (folder / "new").write_text("new")
-            assert not (tmp_path / name / "new").exists()
-            if stop:
-                raise KeyboardInterrupt
-
-    for name in ("there", "not"):
-        with pytest.raises(KeyboardInterrupt):
-            write(name, stop=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
-    assert (tmp_path / "there" / "old").read_text() == "old"
-    write("there", stop=False)
-    assert [path.name for path in (tmp_path / "there").iterdir()] == ["new"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from models import MODELS, batch, bert, llama
 from report_rows import sparse_names
 from tolerances import assert_same_bits
 from transformers import BertForTokenClassification, BertModel, PreTrainedModel
+from zoo import ZOO
 
 import hf_nm
 
@@ -118,6 +122,40 @@ def test_restore_names_the_broken_group() -> None:
     with pytest.raises(hf_nm.BrokenPatternError, match=text):
         hf_nm.restore(model)
     assert not hf_nm.sparse_weights(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "place", "where"),
+    [
+        # Conv1D [in, out]: a group is a piece of a column.
+        ("gpt2", "*.h.1.mlp.c_fc.weight", (slice(8, 12), 5), r"2 of row \[5\]"),
+        # [experts, out, in]
+        ("mixtral", "*.layers.1.mlp.experts.down_proj", (1, 3, slice(4, 8)), r"1 of row \[1, 3\]"),
+        # [experts, in, out]
+        ("gpt_oss", "*.layers.1.mlp.experts.down_proj", (1, slice(4, 8), 3), r"1 of row \[1, 3\]"),
+        # [out, in, kernel]
+        ("fastspeech2_conformer", "*.conv1.weight", (3, slice(4, 8), 0), r"1 of row \[3, 0\]"),
+    ],
+)
+def test_restore_names_the_broken_group_of_other_weights(
+    kind: str, name: str, place: Any, where: str, tmp_path: Path
+) -> None:
+    """Red if groups are looked for along another dimension than the weight's input, in a loaded model
+    or in its file."""
+    model = hf_nm.finalize(hf_nm.sparsify(ZOO[kind].build()))
+    chosen = fnmatch.filter(model.config.nm_sparsity["modules"], name)[0]
+    model.save_pretrained(tmp_path / "sound")
+    loaded = type(model).from_pretrained(tmp_path / "sound")
+    hf_nm.restore(loaded)
+    assert [w.state.dim for w in hf_nm.sparse_weights(loaded) if w.name == chosen]
+    with torch.no_grad():
+        model.get_parameter(chosen)[place] = 1.0
+    model.save_pretrained(tmp_path / "broken")
+    text = rf"{re.escape(chosen)} is not 2:4: group .*{where} holds 4 non-zero"
+    with pytest.raises(hf_nm.BrokenPatternError, match=text):
+        hf_nm.restore(type(model).from_pretrained(tmp_path / "broken"))
+    with pytest.raises(hf_nm.BrokenPatternError, match=text):
+        hf_nm.verify(tmp_path / "broken")
 
 
 def claim(model: PreTrainedModel, name: str, pattern: str) -> PreTrainedModel:

@@ -1,0 +1,78 @@
+"""Getting what :func:`hf_nm.verify` needs of a model from the Hub: its config and its weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hf_nm.folder import (
+    CONFIG,
+    INDEX,
+    PACKED_INDEX,
+    PACKED_SINGLE,
+    SINGLE,
+    read_json,
+    weight_map,
+)
+from hf_nm.stored import QUANTIZATION, is_packed_config, packed_files
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be a model's name on the Hub: ``owner/name`` or ``name``."""
+    return _HUB_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def fetch(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
+    """Download a model's config and safetensors files, or find them in the cache.
+
+    Args:
+        repo_id: ``owner/name``.
+        revision: branch, tag or commit; None for the main branch.
+        token: for a private model; None for the one that is logged in.
+
+    Returns:
+        The folder that holds them, in huggingface_hub's cache.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: as huggingface_hub raises, ``LocalEntryNotFoundError``
+            when offline and not in the cache.
+        ValueError: the config or the index is not valid.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        config = Path(hf_hub_download(repo_id, CONFIG, revision=revision, token=token))
+    except Exception as error:
+        error.add_note(f"(hf_nm.verify found no folder {repo_id!r}, so it asked the Hub)")
+        raise
+    folder = config.parent
+    commit = folder.name  # whatever is pushed meanwhile: one commit's files belong together
+
+    def get(file: str) -> None:
+        hf_hub_download(repo_id, file, revision=commit, token=token)
+
+    data = read_json(config)
+    if is_packed_config(data):
+        files = packed_files(data[QUANTIZATION])
+        if files.keys() != {PACKED_SINGLE}:
+            get(PACKED_INDEX)
+    else:
+        try:
+            get(SINGLE)
+            return folder
+        except EntryNotFoundError as missing:
+            try:
+                get(INDEX)
+            except EntryNotFoundError:
+                if isinstance(missing, LocalEntryNotFoundError):
+                    raise missing from None
+                raise FileNotFoundError(
+                    f"{repo_id} has neither {SINGLE} nor {INDEX}; save with safetensors (the default)"
+                ) from missing
+        files = dict.fromkeys(weight_map(folder / INDEX).values(), "")
+    for file in sorted(files):
+        get(file)
+    return folder

@@ -1,0 +1,113 @@
+"""What packing, unpacking, loading and verifying cost in memory and bytes: peak RSS of each in a process
+of its own.
+
+    python recipes/benchmark/packed.py --gib 1
+
+Two checkpoints in bf16, 2:4: ``tensor``, a folder with one huge weight, and ``model``, a Llama of the
+same size in shards of a quarter of it. Peak RSS is Linux's (``VmHWM``); beside it what the
+process held after its imports. ``load (plain)`` is transformers' own loading, to compare with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import hf_nm
+from hf_nm.results import environment
+
+GIB = 1 << 30
+JOBS = {
+    "verify": "hf_nm.verify(a)",
+    "pack": "hf_nm.pack(a, b)",
+    "verify (packed)": "hf_nm.verify(b)",
+    "unpack": "hf_nm.unpack(b, c)",
+    "load (packed)": "hf_nm.load_packed(b)",
+    "load (plain)": "transformers.LlamaForCausalLM.from_pretrained(a)",
+}
+RUN = """
+import json, sys, time
+import torch
+torch.set_num_threads(1)
+import hf_nm
+a, b, c, job = sys.argv[1:]
+if "load" in job or "Llama" in job:
+    import transformers
+    transformers.LlamaForCausalLM, hf_nm.load_packed
+def peak():
+    status = open("/proc/self/status").read()  # ru_maxrss would begin with the parent's
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+before, start = peak(), time.perf_counter()
+eval(job)
+print(json.dumps([before, peak(), time.perf_counter() - start]))
+"""
+
+
+def write_tensor(folder: Path, size: int) -> None:
+    """A folder with one weight of ``size`` bytes, and its claim."""
+    folder.mkdir()
+    weight = torch.randn(size // 2 // 8192, 8192).to(torch.bfloat16)
+    weight = torch.where(hf_nm.nm_mask(weight, 2, 4), weight, 0.0)
+    save_file({"weight": weight}, folder / "model.safetensors", metadata={"format": "pt"})
+    manifest = {"version": 1, "n": 2, "m": 4, "method": "sr-ste", "decay": 2e-4}
+    manifest |= {"modules": {"weight": "2:4"}, "hf_nm": hf_nm.__version__}
+    (folder / "config.json").write_text(json.dumps({"nm_sparsity": manifest}))
+
+
+def write_model(folder: Path, size: int) -> None:
+    """A Llama of about ``size`` bytes, in shards of a quarter of that."""
+    layers = max(1, round(size / 2 / (3 * 2048 * 8192 + 4 * 2048 * 2048)))
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        dtype="bfloat16",
+    )
+    model = hf_nm.sparsify(LlamaForCausalLM(config).to(torch.bfloat16))
+    model.save_pretrained(folder, max_shard_size=size // 4)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of all safetensors files of a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gib", type=float, default=1.0, help="size of each checkpoint")
+    size = int(parser.parse_args().gib * GIB)
+    results: dict[str, object] = {"environment": environment(), "bytes": size}
+    for kind, write in (("tensor", write_tensor), ("model", write_model)):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write(folder / "a", size)
+            paths = [str(folder / part) for part in "abc"]
+            for label, job in JOBS.items():
+                if "load" in label and kind == "tensor":
+                    continue
+                command = [sys.executable, "-c", RUN, *paths, job]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                before, peak, seconds = json.loads(done.stdout.splitlines()[-1])
+                results[f"{kind}, {label}"] = {"before": before, "peak": peak, "seconds": seconds}
+                print(
+                    f"{kind:7} {label:16} {before:5.0f} MiB before, peak {peak:5.0f}, {seconds:.1f} s"
+                )
+            ratio = weight_bytes(folder / "b") / weight_bytes(folder / "a")
+            results[f"{kind}, ratio"] = ratio
+            print(f"{kind:7} packed / dense = {ratio:.4f} of {weight_bytes(folder / 'a'):,} bytes")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
