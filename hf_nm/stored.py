@@ -175,8 +175,9 @@ def open_folder(folder: Path, config: dict[str, Any]) -> Stored:
             index = folder / PACKED_INDEX
             if not index.is_file():
                 raise FileNotFoundError(f"{index} is missing, which names the files of the folder")
-            found = {name: file for file in stored.packed_files for name in [*file.file.entries]}
-            mapped = {name: file.path.name for name, file in found.items()}
+            mapped = {
+                name: file.path.name for file in stored.packed_files for name in file.file.entries
+            }
             if weight_map(index) != mapped:
                 raise PackedError(f"{index} does not list the tensors of the files beside it")
     except BaseException:
