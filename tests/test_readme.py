@@ -41,12 +41,24 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet_runs(number: int, surroundings: dict[str, Any]) -> None:
+def test_snippet_runs(
+    number: int, surroundings: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    if "push_to_hub" in SNIPPETS[number]:
+        request.getfixturevalue("hub")
     exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), surroundings)
     saved = [path.parent for path in Path().rglob("model.safetensors") if "my-org" not in str(path)]
     assert saved
     for folder in saved:
         hf_nm.verify(folder)  # red if a snippet saved a dense checkpoint
+
+
+def test_the_whole_way_is_short() -> None:
+    """From training to the Hub and back in less than 15 lines."""
+    (way,) = [snippet for snippet in SNIPPETS if "push_to_hub" in snippet]
+    assert len([line for line in way.splitlines() if line]) < 15
+    for name in ("train", "save_model", "verify", "pack", "unpack", "push_to_hub", "restore"):
+        assert f"{name}(" in way
 
 
 def test_quick_start_is_two_commands_and_ci_runs_them() -> None:
