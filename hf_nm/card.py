@@ -23,6 +23,7 @@ class CardFacts:
     Args:
         repo_id: where the model is (``name/model``), for the snippet.
         report: what :func:`hf_nm.verify` found in the weights; None if they claim nothing.
+        packed: whether the weights are in the packed form.
         manifest: what ``config.json`` claims.
         scores: the model's, with the dense model's beside them.
         recipe: what to know about the training: name to value, shown as a table.
@@ -37,6 +38,7 @@ class CardFacts:
 
     repo_id: str
     report: Report | None = None
+    packed: bool = False
     manifest: Manifest | None = None
     scores: Sequence[Score] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -102,7 +104,12 @@ def _sparsity(facts: CardFacts) -> str:
     lines = [
         "## N:M sparsity\n",
         f"The weight matrices listed below are N:M sparse: along their input dimension {n_of_m} are not "
-        "zero. The file holds ordinary tensors with exact zeros.\n",
+        "zero. "
+        + (
+            "The file is packed: the kept values and one bit for each weight.\n"
+            if facts.packed
+            else "The file holds ordinary tensors with exact zeros.\n"
+        ),
         f"Base model: {base}.\n" if base else "",
         _table(table),
         "Counted by `hf_nm.verify` in the very files of this push: no group keeps more than its pattern "
@@ -140,6 +147,8 @@ def _usage(facts: CardFacts) -> str:
         opened += f', revision="{facts.revision}"'
     classes = [facts.loads_with, *([facts.processor] if facts.processor else [])]
     code = [f"from transformers import {', '.join(sorted(classes))}\n"]
+    if facts.packed:
+        code.insert(0, "import hf_nm  # transformers alone cannot read the packed form")
     code.append(f"model = {facts.loads_with}.from_pretrained({opened})")
     if facts.processor:
         name = "tokenizer" if facts.processor == "AutoTokenizer" else "processor"
@@ -147,11 +156,15 @@ def _usage(facts: CardFacts) -> str:
     text = "## How to use\n\n```python\n" + "\n".join(code) + "\n```\n"
     if facts.report is None:
         return text
+    needed = "Nothing but transformers is needed."
+    if facts.packed:
+        needed = (
+            "`hf-nm unpack` turns it into plain safetensors, which need nothing but transformers."
+        )
+    gain = "not faster" if facts.packed else "neither faster nor smaller"
     speed = (
-        "Nothing but transformers is needed. To train on with the zeros kept, call "
-        "`hf_nm.restore(model)` first.\n\n"
-        "**Speed:** zeros alone make a model neither faster nor smaller. It takes a kernel or an engine "
-        "that skips them"
+        f"{needed} To train on with the zeros kept, call `hf_nm.restore(model)` first.\n\n"
+        f"**Speed:** zeros alone make a model {gain}. It takes a kernel or an engine that skips them"
     )
     if "2:4" in patterns_of(facts.report):
         speed += (

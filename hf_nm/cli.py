@@ -5,22 +5,29 @@ Exit codes: 0 well, 1 a weight breaks its pattern, 2 anything else that was wron
 
 from __future__ import annotations
 
-import json
-import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from hf_nm.pattern import NMPattern
-from hf_nm.report import Report
 from hf_nm.state import BrokenPatternError
+from hf_nm.terminal import (
+    err,
+    out,
+    print_error,
+    print_json,
+    print_report,
+    print_sizes,
+    print_warning,
+    progress,
+    size,
+)
+from hf_nm.version import __version__
 
 _INTERRUPTED = 130  # as shells count Ctrl-C
 
@@ -30,10 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="N:M sparse checkpoints of Hugging Face transformers: n weights kept of every m.",
 )
-# Whole names where nobody's terminal sets the width.
-out = Console(width=None if sys.stdout.isatty() else 200)
-err = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
-
 Source = Annotated[str, typer.Argument(help="A folder, or a model's id on the Hub.")]
 Destination = Annotated[Path, typer.Argument(help="A folder to write: new, or empty.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in DESTINATION.")]
@@ -41,7 +44,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 Pattern = Annotated[str, typer.Option("--pattern", "-p", help="n:m, weights kept of every m.")]
 Patterns = Annotated[
     list[str] | None,
-    typer.Option("--patterns", help="GLOB=n:m: another pattern for some weights. Repeatable."),
+    typer.Option("--patterns", help="GLOB=1:4 gives some weights another pattern. Repeatable."),
 ]
 Targets = Annotated[
     list[str] | None,
@@ -54,6 +57,22 @@ Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or
 Token = Annotated[
     str | None, typer.Option("--token", help="Of the Hub; by default the one you logged in with.")
 ]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"hf-nm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit."),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -90,7 +109,7 @@ def inspect(
         **_download(revision, token),
     )
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     table = Table("weight", "count", "shape", "pattern", "kept, or why dense")
     for row in found.groups():
@@ -106,7 +125,7 @@ def inspect(
     out.print(
         f"{found.architecture}: {found.parameters:,} parameters, {found.share:.1%} of them in "
         f"{len(found.report.layers)} N:M weights{' as it claims' if found.claimed else ''}\n"
-        f"checkpoint {_size(found.dense_bytes)}, packed {_size(found.packed_bytes)} "
+        f"checkpoint {size(found.dense_bytes)}, packed {size(found.packed_bytes)} "
         f"({found.packed_bytes / found.dense_bytes:.2f} of it)"
     )
 
@@ -126,9 +145,9 @@ def verify(
     from hf_nm.inspection import existing
 
     existing(source)
-    with _progress("verify", quiet=as_json) as progress:
-        report = hf_nm.verify(source, progress=progress, **_download(revision, token))
-    _print_report(report, as_json)
+    with progress("verify", quiet=as_json) as told:
+        report = hf_nm.verify(source, progress=told, **_download(revision, token))
+    print_report(report, as_json)
 
 
 @app.command()
@@ -162,31 +181,43 @@ def prune(
         overwrite=overwrite,
         **_download(revision, token),
     )
-    _print_report(report, as_json)
+    print_report(report, as_json)
 
 
 @app.command()
-def pack(source: Source, destination: Destination, overwrite: Overwrite = False) -> None:
+def pack(
+    source: Source,
+    destination: Destination,
+    overwrite: Overwrite = False,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
     """Write a sparse checkpoint in packed form: kept values and one bit for each weight, lossless."""
     import hf_nm
     from hf_nm.oneshot import local_folder
 
-    folder = local_folder(source)
-    with _progress("pack") as progress:
-        hf_nm.pack(folder, destination, overwrite=overwrite, progress=progress)
-    _print_sizes(folder, destination)
+    folder = local_folder(source, **_download(revision, token))
+    with progress("pack") as told:
+        hf_nm.pack(folder, destination, overwrite=overwrite, progress=told)
+    print_sizes(folder, destination)
 
 
 @app.command()
-def unpack(source: Source, destination: Destination, overwrite: Overwrite = False) -> None:
+def unpack(
+    source: Source,
+    destination: Destination,
+    overwrite: Overwrite = False,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
     """Write a packed checkpoint as plain safetensors again, which everything opens."""
     import hf_nm
     from hf_nm.oneshot import local_folder
 
-    folder = local_folder(source)
-    with _progress("unpack") as progress:
-        hf_nm.unpack(folder, destination, overwrite=overwrite, progress=progress)
-    _print_sizes(folder, destination)
+    folder = local_folder(source, **_download(revision, token))
+    with progress("unpack") as told:
+        hf_nm.unpack(folder, destination, overwrite=overwrite, progress=told)
+    print_sizes(folder, destination)
 
 
 @app.command()
@@ -194,16 +225,39 @@ def push(
     folder: Annotated[Path, typer.Argument(help="A sparse checkpoint's folder.")],
     repo_id: Annotated[str, typer.Argument(help="NAME or ORGANISATION/NAME on the Hub.")],
     private: Annotated[bool, typer.Option("--private", help="Create it private.")] = False,
-    revision: Revision = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="The Hub's id of what training started from.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Such as apache-2.0.")] = None,
+    language: Annotated[list[str] | None, typer.Option(help="Such as de. Repeatable.")] = None,
+    datasets: Annotated[list[str] | None, typer.Option(help="Ids on the Hub. Repeatable.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch other than main; made if it is not there.")
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")
+    ] = False,
     token: Token = None,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
 ) -> None:
     """Verify a sparse checkpoint, write its model card, and upload both to the Hub."""
     import hf_nm
+    from hf_nm.folder import read_config
+    from hf_nm.manifest import KEY
 
+    if KEY not in read_config(folder, "push"):
+        raise ValueError(
+            f"{folder} has no {KEY!r} in its config, so nothing in it claims to be sparse; save a model "
+            "made by hf_nm.sparsify, or hf-nm prune a dense one"
+        )
     url = hf_nm.push_to_hub(
         folder,
         repo_id,
+        base_model=base_model,
+        license=license,
+        language=language,
+        datasets=datasets,
+        create_pr=create_pr,
         private=private or None,
         revision=revision,
         token=token,
@@ -237,7 +291,7 @@ def bench(
         **_download(revision, token),
     )
     if as_json:
-        _print_json([row._asdict() for row in rows])
+        print_json([row._asdict() for row in rows])
         return
     table = Table("shape", "layers", "dense, ms", "2:4 kernel, ms", "speed-up", "masks a step, ms")
     for row in rows:
@@ -255,30 +309,36 @@ def bench(
 
 
 def main() -> None:
-    """The command. Errors of the package become one line and an exit code."""
+    """The command. What went wrong becomes one line and an exit code."""
+    for name in ("SIGTERM", "SIGHUP"):  # unwind, so that nothing half-written is left
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
+    warnings.showwarning = print_warning  # type: ignore[assignment]
+    code = 0
     try:
-        code = (
-            app(standalone_mode=False) or 0
-        )  # typer returns the code where a command is left early
+        # typer returns the code where a command is left early
+        code = app(standalone_mode=False) or 0
         if code == _INTERRUPTED:
-            err.print("stopped; nothing half-written is left", highlight=False)
-        sys.exit(code)
+            err.print("stopped; nothing half-written is left")
+    except SystemExit as done:
+        # 1 is typer's, when nobody reads any more what is printed (`| head`): as shells count that
+        code = 141 if done.code == 1 else int(done.code or 0)
     except BrokenPatternError as error:
-        _fail(error, 1)
-    except (ValueError, TypeError, OSError) as error:
-        _fail(error, 2)
-    except Exception as error:  # click's own: a wrong option, a missing argument
+        print_error(error)
+        code = 1
+    except Exception as error:  # whatever a file or another package made of it: never exit code 1
         show = getattr(error, "show", None)
         if show is None:
-            raise
-        show()
-        sys.exit(getattr(error, "exit_code", 2))
-
-
-def _fail(error: Exception, code: int) -> None:
-    err.print(f"[red]error:[/red] {type(error).__name__}: ", end="")
-    err.print(str(error), markup=False, highlight=False)
+            print_error(error)
+            code = 2
+        else:  # click's own: a wrong option, a missing argument
+            show()
+            code = getattr(error, "exit_code", 2)
     sys.exit(code)
+
+
+def _stop(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
 
 
 def _patterns(values: list[str] | None) -> dict[str, str | NMPattern] | None:
@@ -294,62 +354,6 @@ def _patterns(values: list[str] | None) -> dict[str, str | NMPattern] | None:
 def _download(revision: str | None, token: str | None) -> dict[str, Any]:
     given = {"revision": revision, "token": token}
     return {name: value for name, value in given.items() if value is not None}
-
-
-@contextmanager
-def _progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A progress bar in bytes, on standard error."""
-    if quiet:
-        yield None
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=err, transient=True) as bars:
-        task = bars.add_task(what, total=None)
-
-        def report(done: int, total: int, name: str) -> None:
-            bars.update(task, completed=done, total=total, description=f"{what} {name}"[:60])
-
-        yield report
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2))
-
-
-def _print_report(report: Report, as_json: bool) -> None:
-    if as_json:
-        layers = [
-            {"name": r.name, "pattern": str(r.pattern), "shape": list(r.shape), "kept": r.kept}
-            for r in report.layers
-        ]
-        skipped = [r._asdict() | {"shape": list(r.shape)} for r in report.skipped]
-        _print_json({"layers": layers, "skipped": skipped})
-        return
-    table = Table("weight", "shape", "claimed", "kept")
-    for row in report.layers:
-        entries = 1
-        for size in row.shape:
-            entries *= size
-        shape = "x".join(map(str, row.shape))
-        table.add_row(row.name, shape, str(row.pattern), f"{row.kept / entries:.1%}")
-    out.print(table)
-    out.print(str(report).splitlines()[-1], highlight=False)
-
-
-def _print_sizes(source: Path, destination: Path) -> None:
-    before, after = (
-        sum(os.path.getsize(file) for file in folder.glob("*.safetensors"))
-        for folder in (source, destination)
-    )
-    out.print(f"{_size(before)} to {_size(after)} ({after / max(before, 1):.3f})")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TB"
 
 
 if __name__ == "__main__":

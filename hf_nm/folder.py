@@ -23,8 +23,17 @@ PACKED_SINGLE = f"model{_PACKED}.safetensors"
 PACKED_INDEX = f"model{_PACKED}.safetensors.index.json"
 _LARGEST_JSON = 1 << 28
 
-# The same weights in another form, which would not be packed, or not be unpacked.
-_OTHER_WEIGHTS = ("pytorch_model*.bin", "pytorch_model*.bin.index.json", "tf_model.h5", "*.msgpack")
+# The same weights in another form or an older state: what is written anew takes their place.
+WEIGHTS = (
+    *("model.safetensors*", "model-*-of-*.safetensors", "model*.nm_packed.safetensors*"),
+    *("pytorch_model*.bin", "pytorch_model*.bin.index.json", "*.h5", "*.msgpack", "*.ot"),
+    *("*.onnx", "*.onnx_data", "*.gguf"),
+)
+# What only resuming a run needs (pickles above all), and what is nobody else's business.
+RESUMING = (
+    *("checkpoint-*", "runs", "optimizer.*", "optimizer_*", "scheduler.pt", "scaler.pt"),
+    *("rng_state*.pth", "training_args.bin", "*.distcp", "*.pkl", ".git", ".cache", ".env*"),
+)
 
 
 class Count:
@@ -100,16 +109,21 @@ def weight_map(index: Path) -> dict[str, str]:
         ValueError: the index is not valid, or points outside its folder.
     """
     found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not all(_is_plain(file) for file in found.values()):
+    if not isinstance(found, dict) or not all(
+        _is_plain(file) and file.endswith(".safetensors") for file in found.values()
+    ):
         raise ValueError(f"{index} is not an index of files in its own folder")
     return found
 
 
-def weight_files(folder: Path, single: str = SINGLE, index: str = INDEX) -> list[Path]:
-    """The safetensors files of a folder, sorted; they need not be there."""
-    if (folder / index).is_file():
-        return [folder / file for file in sorted(set(weight_map(folder / index).values()))]
-    return [folder / single]
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder that transformers would load, sorted; they need not be there.
+
+    Saving a single file over shards leaves the shards' index behind: the single file comes first.
+    """
+    if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+        return [folder / file for file in sorted(set(weight_map(folder / INDEX).values()))]
+    return [folder / SINGLE]
 
 
 def packed_name(file: str) -> str:
@@ -120,7 +134,8 @@ def packed_name(file: str) -> str:
 
 def plain_name(file: str) -> str:
     """Undo :func:`packed_name`."""
-    return file.replace(_PACKED, "")
+    ending = ".safetensors"
+    return file.removesuffix(f"{_PACKED}{ending}") + ending
 
 
 def is_packed_name(file: Any) -> bool:
@@ -129,7 +144,8 @@ def is_packed_name(file: Any) -> bool:
 
 
 def copy_rest(source: Path, destination: Path, leave: set[str]) -> None:
-    """Copy a folder's other files: tokenizer, generation config, model card and so on.
+    """Copy a folder's other files: tokenizer, generation config, model card and so on. Neither other
+    weights of the model nor what only resuming needs, and nothing over what is there already.
 
     Args:
         source: the folder.
@@ -138,11 +154,12 @@ def copy_rest(source: Path, destination: Path, leave: set[str]) -> None:
     """
 
     def left(folder: str, names: list[str]) -> set[str]:
-        hidden = {name for name in names if name in (".git", ".cache")}
+        resuming = shutil.ignore_patterns(*RESUMING)(folder, names)
         if Path(folder) != source:
-            return hidden
-        others = shutil.ignore_patterns(*_OTHER_WEIGHTS)(folder, names)
-        return hidden | others | (leave & set(names))
+            return resuming
+        weights = shutil.ignore_patterns(*WEIGHTS)(folder, names)
+        there = {file.name for file in destination.iterdir()}
+        return resuming | weights | (set(names) & (leave | there))
 
     shutil.copytree(source, destination, ignore=left, dirs_exist_ok=True)
 
@@ -168,7 +185,9 @@ def new_folder(destination: Path, source: Path, *, overwrite: bool) -> Iterator[
             f"the destination {destination} and the folder that is read, {source}, must lie apart; "
             "choose a folder beside it"
         )
-    if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
+    if destination.is_file():
+        raise FileExistsError(f"{destination} is a file; choose the name of a new folder")
+    if destination.exists() and any(destination.iterdir()):
         if not overwrite:
             raise FileExistsError(
                 f"{destination} is there and not empty; choose another folder, or pass overwrite=True "
@@ -191,11 +210,12 @@ def new_folder(destination: Path, source: Path, *, overwrite: bool) -> Iterator[
             if file.is_file():
                 sync(file)
         if destination.exists():
-            destination.rename(beside / "old")
             try:
+                destination.rename(beside / "old")
                 written.rename(destination)
             except BaseException:
-                (beside / "old").rename(destination)
+                if (beside / "old").exists() and not destination.exists():
+                    (beside / "old").rename(destination)
                 raise
         else:
             written.rename(destination)
@@ -204,4 +224,4 @@ def new_folder(destination: Path, source: Path, *, overwrite: bool) -> Iterator[
 
 
 def _is_plain(file: Any) -> bool:
-    return isinstance(file, str) and Path(file).name == file and "\0" not in file
+    return isinstance(file, str) and Path(file).name == file and file.isprintable() and file != ""

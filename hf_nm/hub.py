@@ -23,20 +23,19 @@ from transformers.models.auto import modeling_auto
 
 from hf_nm.card import CardFacts, card_metadata, card_text, patterns_of
 from hf_nm.checkpoint import verify
+from hf_nm.folder import RESUMING
 from hf_nm.manifest import KEY, Manifest
 from hf_nm.readme import has_changed, read_metadata, update_readme
 from hf_nm.report import Report
 from hf_nm.results import Score, plot_sad, read_history, read_scores, sad_summary
+from hf_nm.stored import is_packed_config
 from hf_nm.version import __version__
 from hf_nm.wrapping import unwrap
 
 CARD = "README.md"
 PLOT = "sad.png"
-# A run's folder holds more than a model: what only resuming needs stays here, pickles above all.
-NOT_PUBLISHED = (
-    *(".git/*", ".cache/*", "_*", "checkpoint-*", "runs/*", CARD),
-    *("optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin"),
-)
+# Weights of an earlier push in another form would be loaded, or packed, instead of this one's.
+_REPLACED = ["model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin*"]
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # Auto classes with the table of model types in transformers and the Hub's task. The first that knows a
@@ -175,6 +174,7 @@ def push_to_hub(
             revision=revision,
             token=token,
             create_pr=create_pr,
+            delete_patterns=_REPLACED,
         )
 
 
@@ -196,6 +196,7 @@ def facts_of(folder: Path, repo_id: str, **known: Any) -> CardFacts:
     if config.get(KEY) is not None or not config:  # without a config verify says what is wrong
         found["report"] = verify(folder)
         found["manifest"] = Manifest.from_dict(config[KEY])
+    found["packed"] = is_packed_config(config)
     found["loads_with"], found["task"] = _opened_by(config)
     found["processor"] = _processor(folder, config)
     found["sad"] = sad_summary(read_history(folder))
@@ -289,7 +290,13 @@ def _link_files(folder: Path, stage: Path) -> None:
     """Links in ``stage`` to what is published of ``folder``: its own files stay as they are."""
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for name in files:
-        if any(fnmatch(name, pattern) for pattern in NOT_PUBLISHED):
+        kept_back = any(fnmatch(part, kind) for part in Path(name).parts for kind in RESUMING)
+        if (
+            kept_back
+            or name == CARD
+            or name.startswith("_")
+            or fnmatch(name, "pytorch_model*.bin*")
+        ):
             continue
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -120,6 +120,11 @@ def inspect(
     """
     model = build_on_meta(source, dtype=dtype, **download)
     claimed = getattr(model.config, KEY, None) is not None
+    if claimed and (targets is not None or exclude is not None or patterns is not None):
+        raise ValueError(
+            f"{source} is a sparse checkpoint, whose own patterns are shown; leave targets, exclude and "
+            "patterns out"
+        )
     if claimed:
         restore(model)
     else:
@@ -152,7 +157,14 @@ def build_on_meta(source: str | Path, *, dtype: str | None = None, **download: A
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(existing(source), **download)
+    try:
+        config = transformers.AutoConfig.from_pretrained(existing(source), **download)
+    except OSError as error:
+        if not Path(source).exists():
+            error.add_note(
+                f"(there is no file or folder {str(source)!r} here, so the Hub was asked)"
+            )
+        raise
     if is_packed_config(vars(config)):  # its layers are plain ones
         delattr(config, QUANTIZATION)
     chosen = dtype or getattr(config, "dtype", None) or "float32"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from torch import Tensor
 from hf_nm.inspection import inspect
 from hf_nm.mask import merge_, nm_mask, split_
 from hf_nm.pattern import NMPattern
+from hf_nm.results import processor
 
 
 class LayerTime(NamedTuple):
@@ -66,10 +66,15 @@ def time_layers(
     Raises:
         ValueError: as ``inspect``, or the model has no 2-D N:M weight.
     """
+    if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(
+            f"device must be cpu, or cuda where there is one, but got {device!r} (CUDA available: "
+            f"{torch.cuda.is_available()})"
+        )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cuda = place.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
-    machine = torch.cuda.get_device_name(place) if cuda else platform.processor() or "CPU"
+    machine = torch.cuda.get_device_name(place) if cuda else processor()
     machine = f"{machine}, {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}"
     found = inspect(source, pattern.n, pattern.m, **download)
     shapes = Counter(row.shape for row in found.report.layers if len(row.shape) == 2)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_nm.checkpoint import verify
-from hf_nm.folder import new_folder
+from hf_nm.folder import copy_rest, new_folder
 from hf_nm.inspection import existing, model_class
 from hf_nm.pattern import NMPattern
 from hf_nm.report import Report
 from hf_nm.surgery import finalize, sparsify
 from hf_nm.targets import Selection
 
-# What save_pretrained writes anew; everything else of a checkpoint's folder is copied.
-_WRITTEN = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json")
+# The same weights in forms that are not read here.
+_NOT_DOWNLOADED = [
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.onnx",
+    "*.onnx_data",
+    "onnx/*",
+    "*.gguf",
+    "*.pkl",
+]
 
 
 def prune(
@@ -51,8 +59,8 @@ def prune(
         What :func:`hf_nm.verify` found in the new checkpoint.
 
     Raises:
-        ValueError: the checkpoint is sparse already, nothing in it can be N:M, or an argument is not
-            valid.
+        ValueError: the checkpoint is sparse already or incomplete, nothing in it can be N:M, or an
+            argument is not valid.
         FileExistsError: the destination has files, and is not a model's or ``overwrite`` is not set.
         OSError: there is no such checkpoint.
     """
@@ -61,13 +69,18 @@ def prune(
     folder = local_folder(source, **download)
     with new_folder(Path(destination), folder, overwrite=overwrite) as beside:
         kind = model_class(AutoConfig.from_pretrained(folder))
-        model = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
+        model, read = kind.from_pretrained(
+            folder, dtype="auto", local_files_only=True, output_loading_info=True
+        )
+        if read["missing_keys"]:
+            missing = sorted(read["missing_keys"])
+            raise ValueError(
+                f"{source} lacks {len(missing)} weights of {kind.__name__} (first: {missing[0]}), which "
+                "would be random; name the class that saved it in its config's architectures"
+            )
         sparsify(model, n, m, method="fixed", targets=targets, exclude=exclude, patterns=patterns)
         finalize(model).save_pretrained(beside)
-        for file in sorted(folder.iterdir()):
-            written = any(file.match(pattern) for pattern in _WRITTEN)
-            if file.is_file() and not written and not (beside / file.name).exists():
-                shutil.copyfile(file, beside / file.name)
+        copy_rest(folder, beside, set())
         return verify(beside)
 
 
@@ -77,4 +90,8 @@ def local_folder(source: str | Path, **download: Any) -> Path:
         return Path(source)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(source), **download))
+    try:
+        return Path(snapshot_download(str(source), ignore_patterns=_NOT_DOWNLOADED, **download))
+    except Exception as error:
+        error.add_note(f"(there is no folder {str(source)!r} here, so the Hub was asked)")
+        raise

@@ -20,6 +20,8 @@ from hf_nm.folder import (
     CONFIG,
     INDEX,
     PACKED_INDEX,
+    PACKED_SINGLE,
+    SINGLE,
     Count,
     Progress,
     copy_rest,
@@ -102,7 +104,7 @@ def pack(
                 name = packed_name(path.name)
                 checksums[name] = write_packed(file, written / name, layouts, count)
         copy_rest(source, written, {CONFIG, INDEX, *(path.name for path in files)})
-        if (source / INDEX).is_file():
+        if files != [source / SINGLE]:
             index = read_json(source / INDEX)
             index["weight_map"] = {
                 name: packed_name(file) for name, file in index["weight_map"].items()
@@ -162,7 +164,7 @@ def unpack(
         for file in stored.packed_files:
             write_plain(file, written / plain_name(file.path.name), count)
         copy_rest(source, written, {CONFIG, PACKED_INDEX, *stored.checksums})
-        if (source / PACKED_INDEX).is_file():
+        if stored.checksums.keys() != {PACKED_SINGLE}:
             index = read_json(source / PACKED_INDEX)
             index["weight_map"] = {
                 name: plain_name(file) for name, file in index["weight_map"].items()

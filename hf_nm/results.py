@@ -69,7 +69,7 @@ def environment(world_size: int = 1) -> dict[str, Any]:
     import torch
 
     hardware = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "processes": world_size,
         "threads_per_process": torch.get_num_threads(),
@@ -87,7 +87,8 @@ def environment(world_size: int = 1) -> dict[str, Any]:
     return {"hardware": hardware, "versions": versions}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name; where the system keeps a file of it, more than Python tells."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

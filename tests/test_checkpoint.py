@@ -228,12 +228,16 @@ def test_missing_shard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "weight_map",
-    [None, ["model.safetensors"], {"a": 1}, {"a": "../config.json"}, {"a": "/etc/passwd"}],
+    [
+        *(None, ["model.safetensors"], {"a": 1}, {"a": "../config.json"}, {"a": "/etc/passwd"}),
+        *({"a": ".."}, {"a": ""}, {"a": "\x1b[2Jx.safetensors"}, {"a": "pytorch_model.bin"}),
+    ],
 )
 def test_bad_index(folder: Path, weight_map: Any) -> None:
     """Red if an index can point outside its folder."""
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()  # which transformers, and verify, would rather read
     with pytest.raises(ValueError, match="not an index of files in its own folder"):
         hf_nm.verify(folder)
 

@@ -155,16 +155,56 @@ def test_what_was_wrong(arguments, message, hf, sparse):
     assert sorted(sparse.parent.rglob("*")) == before
 
 
+def test_what_others_raise(hf, tmp_path):
+    """Whatever a file makes torch, safetensors or transformers raise: not exit code 1, no traceback."""
+    llama().save_pretrained(tmp_path / "dense")
+    whole = (tmp_path / "dense" / "model.safetensors").read_bytes()
+    (tmp_path / "dense" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    code, _, err = hf("prune", tmp_path / "dense", tmp_path / "sparse")
+    assert (code, "Traceback" in err) == (2, False)
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    config["num_attention_heads"] = 0
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(config))
+    code, _, err = hf("inspect", tmp_path / "dense")
+    assert (code, "Traceback" in err) == (2, False)
+    code, _, err = hf("bench", tmp_path / "dense", "--device", "tpu")
+    assert code == 2
+    assert "device must be cpu" in err
+
+
+def test_names_are_printed_not_obeyed(hf, sparse):
+    """Red if what a file calls a tensor is taken for markup, or for an emoji."""
+    odd = "a[/b].weight:m:"
+    weights = load_file(sparse / "model.safetensors")
+    weights[odd] = weights["model.layers.0.mlp.up_proj.weight"].clone()
+    save_file(weights, sparse / "model.safetensors", {"format": "pt"})
+    config = json.loads((sparse / "config.json").read_text())
+    config["nm_sparsity"]["modules"] = {odd: "2:4"}
+    (sparse / "config.json").write_text(json.dumps(config))
+    code, out, _ = hf("verify", sparse)
+    assert code == 0
+    assert odd in out
+
+
+def test_version_and_a_dense_push(hf, tmp_path):
+    assert hf("--version")[1].strip() == f"hf-nm {hf_nm.__version__}"
+    bert().save_pretrained(tmp_path)
+    code, _, err = hf("push", tmp_path, "alice/dense")
+    assert code == 2
+    assert "hf-nm prune" in err
+
+
 @pytest.mark.slow
-def test_ctrl_c(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped(number, code, tmp_path):
     """Red if a stopped command leaves a folder, whole or half."""
     llama(num_hidden_layers=8).save_pretrained(tmp_path / "dense")
-    code = (
+    program = (
         "import time, hf_nm.oneshot as o; o.verify = lambda folder: (print('now', flush=True), "
         "time.sleep(60)); from hf_nm.cli import main; main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "prune", tmp_path / "dense", tmp_path / "sparse"],
+        [sys.executable, "-c", program, "prune", tmp_path / "dense", tmp_path / "sparse"],
         env=os.environ | {"PYTHONPATH": str(Path(hf_nm.__file__).parents[1])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -173,8 +213,7 @@ def test_ctrl_c(tmp_path):
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "now"
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "nothing half-written is left" in err
+    assert process.returncode == code, err
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]

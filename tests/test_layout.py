@@ -46,7 +46,6 @@ ORDER = [
     "semi_structured",
     "inspection",
     "oneshot",
-    "layer_timing",
     "ranks",
     "readiness",
     "guard",
@@ -54,6 +53,7 @@ ORDER = [
     "resume",
     "optim",
     "results",
+    "layer_timing",
     "readme",
     "card",
     "hub",
@@ -61,6 +61,7 @@ ORDER = [
     "trainer",
     "metrics",
     "__init__",
+    "terminal",
     "cli",
 ]
 LONGEST = 400
@@ -126,7 +127,7 @@ def test_packages_stay_where_they_belong(name: str) -> None:
     outside = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")}
     assert outside & (TRANSFORMERS | DATA) <= ALLOWED.get(name, set())
     allowed = sys.stdlib_module_names | {"torch", "safetensors", "hf_nm", "matplotlib", "yaml"}
-    terminal = {"typer", "rich"} if name == "cli" else set()
+    terminal = {"typer", "rich"} if name in ("cli", "terminal") else set()
     assert outside - TRANSFORMERS - DATA <= allowed | terminal
     if name == "pattern":
         assert outside <= sys.stdlib_module_names, "a pattern needs the standard library only"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import batch, bert, llama
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import hf_nm
@@ -32,6 +33,26 @@ def test_prune(tmp_path: Path) -> None:
     assert loaded.dtype == torch.bfloat16
     hf_nm.restore(loaded)
     assert {w.state.method.name for w in hf_nm.sparse_weights(loaded)} == {"fixed"}
+
+
+def test_prune_leaves_the_rest(tmp_path: Path) -> None:
+    """Folders beside the weights are kept; dense weights in another form, and what only resuming needs,
+    are not; a checkpoint with a weight missing is refused."""
+    bert().save_pretrained(tmp_path / "dense")
+    (tmp_path / "dense" / "1_Pooling").mkdir()
+    (tmp_path / "dense" / "1_Pooling" / "config.json").write_text("{}")
+    for name in ("pytorch_model.bin", "model.onnx", "optimizer.pt", "training_args.bin"):
+        (tmp_path / "dense" / name).write_bytes(b"dense")
+    hf_nm.prune(tmp_path / "dense", tmp_path / "sparse")
+    names = {path.name for path in (tmp_path / "sparse").iterdir()}
+    assert names == {"1_Pooling", "config.json", "model.safetensors"}
+    assert (tmp_path / "sparse" / "1_Pooling" / "config.json").read_text() == "{}"
+
+    weights = load_file(tmp_path / "dense" / "model.safetensors")
+    del weights["classifier.weight"]
+    save_file(weights, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights .*classifier\.weight"):
+        hf_nm.prune(tmp_path / "dense", tmp_path / "again")
 
 
 def test_prune_refuses(tmp_path: Path) -> None:
