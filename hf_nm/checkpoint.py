@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_nm.check import PieceCheck, check_pattern
-from hf_nm.conversion import Conversion, conversions, model_class, shapes
+from hf_nm.conversion import Conversion, conversions, named_class, shapes
 from hf_nm.folder import CONFIG, Count, Progress, read_config, read_json
 from hf_nm.manifest import KEY, Claims, read_claims
 from hf_nm.packing import PackedError
@@ -70,7 +70,7 @@ def verify(
     data = config.get(KEY) if manifest is None else manifest
     with open_folder(path, config) as stored:
         claims = read_claims(data, stored.tensors, str(path / CONFIG))
-        if not claims.keys() <= stored.tensors.keys() and (kind := model_class(config)) is not None:
+        if not claims.keys() <= stored.tensors.keys() and (kind := named_class(config)) is not None:
             return _of_parameters(path, kind, data, stored, progress)
         return _of_stored(stored, claims, progress)
 

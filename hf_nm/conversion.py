@@ -35,7 +35,7 @@ class Conversion:
     convert: Callable[[], dict[str, Tensor]]
 
 
-def model_class(config: dict[str, Any]) -> Any:
+def named_class(config: dict[str, Any]) -> Any:
     """The class of transformers that a config names; None if it names none."""
     import transformers
 

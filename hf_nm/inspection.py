@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_nm.conversion import named_class
 from hf_nm.manifest import KEY
 from hf_nm.pattern import NMPattern
 from hf_nm.report import Report, report
@@ -204,10 +205,8 @@ def model_class(config: Any) -> Any:
     """
     import transformers
 
-    for name in getattr(config, "architectures", None) or []:
-        named = getattr(transformers, str(name), None)
-        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
-            return named
+    if (named := named_class(vars(config))) is not None:
+        return named
     for auto in _AUTO_CLASSES:
         mapping = getattr(transformers, auto)._model_mapping
         if type(config) in mapping:

@@ -14,6 +14,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hf_nm.conversion import named_class
 from hf_nm.folder import PACKED_INDEX, PACKED_SINGLE, Count, is_packed_name
 from hf_nm.manifest import KEY, read_claims
 from hf_nm.packed import EXPLICIT
@@ -62,15 +63,14 @@ def load_packed(folder: str | Path, **kwargs: Any) -> Any:
             f"{folder} is not packed: its config.json has no 'quantization_config' of {METHOD!r}; load "
             "it with AutoModel...from_pretrained"
         )
-    named = config.architectures or [None]
-    kind = getattr(transformers, str(named[0]), None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind = named_class(vars(config))
+    if kind is None:
         raise ValueError(
-            f"transformers has no model class {named[0]!r}, which the config of {folder} names; load it "
-            "with the class that saved it: after `import hf_nm`, TheClass.from_pretrained(folder)"
+            f"transformers has no model class {(config.architectures or [None])[0]!r}, which the "
+            f"config of {folder} names; load it with the class that saved it: after `import hf_nm`, "
+            "TheClass.from_pretrained(folder)"
         )
-    model_class: Any = kind
-    return model_class.from_pretrained(folder, **kwargs)
+    return kind.from_pretrained(folder, **kwargs)
 
 
 def register() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,11 +48,24 @@ class RunCard:
             return
         folder = Path(self.trainer.args.output_dir)
         before = self.present()
-        self._create(*args, **kwargs)
-        generated = hub.read_card(folder) or ""
+        generated = self._generate(folder, *args, **kwargs)
         self.write(
             folder, renew(before, generated, self._is_edited(before)), self._is_edited(before)
         )
+
+    def _generate(self, folder: Path, *args: Any, **kwargs: Any) -> str:
+        """The card that the Trainer would write. It writes it elsewhere: an upload of the output
+        directory may be going on, and would take it for somebody's own text."""
+        trainer_args, own = self.trainer.args, self.trainer.args.output_dir
+        with tempfile.TemporaryDirectory() as elsewhere:
+            if (folder / hub.CARD).is_file():
+                shutil.copyfile(folder / hub.CARD, Path(elsewhere) / hub.CARD)
+            trainer_args.output_dir = elsewhere
+            try:
+                self._create(*args, **kwargs)
+            finally:
+                trainer_args.output_dir = own
+            return hub.read_card(Path(elsewhere)) or ""
 
     def present(self) -> str | None:
         """The card of the run as it is, here or edited on the Hub."""
@@ -84,7 +100,11 @@ class RunCard:
                 facts = replace(facts, plot=hub.PLOT)
             card = hub.compose(facts, card, {}, edited)
         if card is not None:
-            (folder / hub.CARD).write_text(card, encoding="utf-8", newline="")
+            folder.mkdir(parents=True, exist_ok=True)
+            # An upload that is going on reads one or the other; the Trainer's leaves "_*" out.
+            beside = folder / f"_{hub.CARD}.new"
+            beside.write_text(card, encoding="utf-8", newline="")
+            os.replace(beside, folder / hub.CARD)
         self._written = (card, edited)
 
 

@@ -198,3 +198,23 @@ def test_trained_on_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
 
 def one_layer_sparse() -> Any:
     return hf_nm.sparsify(one_layer_bert())
+
+
+def test_no_unsigned_card_is_ever_there(tmp_path: Path, hub: HubServer) -> None:
+    """An upload in the background may read the card at any moment. Red if the Trainer's own text is in
+    the output directory before our part is in it: it would be taken for somebody's and kept for ever."""
+    trainer = build(tmp_path / "run", push_to_hub=True, hub_model_id="alice/run")
+    seen = []
+    create = trainer.nm_callback._card._create
+
+    def watched(*args: Any, **kwargs: Any) -> None:
+        create(*args, **kwargs)
+        seen.append((tmp_path / "run" / "README.md").is_file())
+
+    trainer.nm_callback._card._create = watched
+    trainer.save_model(str(tmp_path / "run"))
+    trainer.create_model_card()
+    assert seen
+    assert not any(seen)
+    assert "hf_nm: begin" in (tmp_path / "run" / "README.md").read_text()
+    assert trainer.args.output_dir == str(tmp_path / "run")
