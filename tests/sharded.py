@@ -18,7 +18,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from sharded_models import cut_plan, partial_gradients, tensor_parallel, trainer
+from sharded_net import (
+    DECAY,
+    STEPS,
+    Experts,
+    Net,
+    loss_of,
+    new_model,
+    new_optimizer,
+    raised,
+    seen,
+    shard,
+    steps,
+    whole,
+)
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,112 +43,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Shard
 
 import hf_nm
-
-STEPS = 6
-WIDTH = 16
-DECAY = 0.05
-
-
-class Experts(nn.Module):
-    """Three fused experts: the first matrix ``[experts, out, in]`` or ``[experts, in, out]``."""
-
-    def __init__(self, transposed: bool) -> None:
-        super().__init__()
-        self.is_transposed = transposed
-        self.up_proj = nn.Parameter(torch.empty(3, *((WIDTH, 8) if transposed else (8, WIDTH))))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.up_proj if self.is_transposed else self.up_proj.transpose(1, 2)
-        return torch.einsum("bi,eio->bo", x, weight).clone()
-
-
-class Net(nn.Module):
-    """Rows that two processes share evenly (24, 16), unevenly (5; 3 experts) and not at all (1)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(WIDTH, 24)
-        self.fc2 = nn.Linear(24, WIDTH)
-        self.experts = nn.ModuleList([Experts(False), Experts(True)])
-        self.five = nn.Linear(WIDTH, 5)
-        self.one = nn.Linear(WIDTH, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.fc2(torch.tanh(self.fc1(x))))
-        mixed = torch.cat([expert(x) for expert in self.experts], dim=-1)
-        x = torch.tanh(x + mixed)
-        return self.five(x) + self.one(x)
-
-
-def new_model(seed: int = 0, **options: Any) -> Net:
-    """A float64 network whose weights depend on the seed."""
-    model = Net().double()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(noise / 3)
-    return hf_nm.sparsify(model, targets="*", decay=DECAY, **options)
-
-
-def shard(model: Net, **options: Any) -> Net:
-    for part in (model.fc1, model.fc2, *model.experts, model.five):
-        fully_shard(part, **options)
-    return fully_shard(model, **options)
-
-
-def loss_of(model: nn.Module, step: int, rank: int | None) -> Tensor:
-    """Loss on the step's global batch of 8 (``rank`` None), or on the rank's half of it."""
-    generator = torch.Generator().manual_seed(1000 + step)
-    x = torch.randn(8, WIDTH, generator=generator, dtype=torch.float64)
-    y = torch.randn(8, 5, generator=generator, dtype=torch.float64)
-    if rank is not None:
-        x, y = x.chunk(2)[rank], y.chunk(2)[rank]
-    return nn.functional.mse_loss(model(x), y)
-
-
-def new_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=0.03)
-
-
-def steps(
-    model: nn.Module, optimizer: Any, rank: int | None, which: range, clip: bool = False
-) -> list[float]:
-    losses = []
-    for step in which:
-        optimizer.zero_grad()
-        loss = loss_of(model, step, rank)
-        loss.backward()
-        if clip:
-            nn.utils.clip_grad_norm_(model.parameters(), 0.3)
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def whole(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
-
-
-def seen(model: nn.Module, handle: hf_nm.Attachment, losses: list[float]) -> dict[str, Any]:
-    """Everything that training depends on, gathered, and what is measured."""
-    state = {name: whole(parameter) for name, parameter in model.named_parameters()}
-    for w in hf_nm.sparse_weights(model):
-        state[f"{w.name}/mask"] = whole(w.mask)
-        state[f"{w.name}/dense"] = whole(w.dense_weight())
-    return {
-        "state": state,
-        "step": handle.step,
-        "sad": handle.sad_per_layer(),
-        "sad_mark": handle.sad_per_layer("mark"),
-        "flips": handle.flips_per_layer(),
-        "flip_rate": handle.flip_rate(),
-        "losses": losses,
-    }
 
 
 def run(
@@ -327,115 +239,7 @@ def resumed(rank: int, folder: Path, kind: str, attach_last: bool = False) -> di
     return seen(model, handle, losses)
 
 
-# -- tensor parallelism ----------------------------------------------------------------------------
-
-
-def tensor_parallel(rank: int | None, folder: Path) -> dict[str, Any]:
-    """Llama by transformers' own plan; every rank sees the whole batch."""
-    from models import VOCABULARY, llama
-    from transformers import AutoModelForCausalLM
-    from transformers.distributed import DistributedConfig
-
-    torch.manual_seed(0)
-    tokens = torch.randint(3, VOCABULARY, (4, 7))
-    model = llama().double()
-    if rank is not None:
-        if rank == 0:
-            model.save_pretrained(folder / "llama")
-        dist.barrier()
-        parallel = DistributedConfig(tp_size=2, tp_plan="auto")
-        model = AutoModelForCausalLM.from_pretrained(
-            folder / "llama", distributed_config=parallel, dtype=torch.float64
-        )
-    hf_nm.sparsify(model, decay=DECAY)
-    optimizer = new_optimizer(model)
-    handle = hf_nm.attach(optimizer, model)
-    losses = []
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        loss = model(input_ids=tokens, labels=tokens).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        if step == 2:
-            handle.mark()
-    if rank is not None:
-        model.save_pretrained(folder / "sparse-llama")
-    return seen(model, handle, losses)
-
-
-def trainer(rank: int | None, folder: Path) -> list[dict[str, Any]]:
-    """An NMTrainer over a model that transformers itself sharded by FSDP2; what it logged. (The Trainer
-    refuses to save the optimizer of such a model.)"""
-    from trainers import build, figures, one_layer_bert, train_logs
-    from transformers import AutoModelForSequenceClassification
-    from transformers.distributed import DistributedConfig
-
-    model = one_layer_bert().double()
-    if rank is not None:
-        if rank == 0:
-            model.save_pretrained(folder / "bert")
-        dist.barrier()
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder / "bert", distributed_config=DistributedConfig(fsdp_size=2), dtype=torch.float64
-        )
-    built = build(
-        folder / "trainer",
-        model=hf_nm.sparsify(model),
-        per_device_train_batch_size=8 if rank is None else 4,
-        average_tokens_across_devices=False,
-        save_strategy="steps",
-        save_steps=5,
-        save_only_model=True,
-    )
-    built.train()
-    return [
-        {"step": line["step"], "loss": line["loss"], **figures(line)} for line in train_logs(built)
-    ]
-
-
-def partial_gradients(rank: int | None) -> Tensor:
-    """A weight on every process whose gradient is a sum over processes that nobody has formed yet."""
-    torch.manual_seed(0)
-    layer = nn.Linear(8, 4, bias=False).double()
-    x = torch.randn(6, 8, dtype=torch.float64)
-    if rank is not None:
-        mesh = init_device_mesh("cpu", (2,))
-        weight = distribute_tensor(layer.weight.detach(), mesh, [Replicate()])
-        layer.weight = nn.Parameter(weight)
-        x = distribute_tensor(x, mesh, [Shard(0)])
-    hf_nm.sparsify(layer, targets="*", decay=10.0)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    hf_nm.attach(optimizer, layer)
-    layer(x).sum().backward()
-    optimizer.step()
-    return whole(hf_nm.sparse_weights(layer)[0].dense_weight())
-
-
-def cut_plan() -> str:
-    """A plan that cuts the groups of the last feed-forward layer: 12 inputs over 2 processes. Nothing is
-    changed by the refusal: leaving the layer dense, as it says, works."""
-    from models import llama
-
-    model = llama(intermediate_size=12)
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model.model.layers:
-        weight = distribute_tensor(layer.mlp.down_proj.weight.detach(), mesh, [Shard(1)])
-        layer.mlp.down_proj.weight = nn.Parameter(weight)
-    refused = raised(lambda: hf_nm.sparsify(model))
-    hf_nm.sparsify(model, exclude="*.down_proj")
-    return refused
-
-
 # -- what goes wrong, or outside a step ------------------------------------------------------------
-
-
-def raised(action: Callable[[], Any]) -> str:
-    try:
-        action()
-    except (ValueError, TypeError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def outside(rank: int) -> dict[str, Any]:
