@@ -77,3 +77,21 @@ def test_names() -> None:
     for name in ("model.safetensors", "model-00001-of-00002.safetensors"):
         assert plain_name(packed_name(name)) == name
     assert plain_name(packed_name(packed_name("m.safetensors"))) == packed_name("m.safetensors")
+
+
+def test_what_stays_here(tmp_path: Path, hub: HubServer) -> None:
+    """Red if a push takes pickles, secrets, dense weights in another form or what only resuming needs,
+    from whatever folder."""
+    from huggingface_hub import HfApi
+
+    folder = saved(tmp_path / "run")
+    for name in (
+        *("tokenizer.json", ".env", "pytorch_model.bin", "evil.pkl", "optimizer_0/x.distcp"),
+        *("last/optimizer.pt", "sub/training_args.bin", "1_Pooling/config.json"),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    hf_nm.push_to_hub(folder, "alice/clean")
+    pushed = set(HfApi().list_repo_files("alice/clean")) - {".gitattributes", "README.md"}
+    kept = {"config.json", "generation_config.json", "model.safetensors"}
+    assert pushed == kept | {"tokenizer.json", "1_Pooling/config.json"}
