@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -194,12 +195,8 @@ def pack(
 ) -> None:
     """Write a sparse checkpoint in packed form: kept values and one bit for each weight, lossless."""
     import hf_nm
-    from hf_nm.oneshot import local_folder
 
-    folder = local_folder(source, **_download(revision, token))
-    with progress("pack") as told:
-        hf_nm.pack(folder, destination, overwrite=overwrite, progress=told)
-    print_sizes(folder, destination)
+    _rewrite(hf_nm.pack, source, destination, overwrite, _download(revision, token))
 
 
 @app.command()
@@ -212,11 +209,23 @@ def unpack(
 ) -> None:
     """Write a packed checkpoint as plain safetensors again, which everything opens."""
     import hf_nm
+
+    _rewrite(hf_nm.unpack, source, destination, overwrite, _download(revision, token))
+
+
+def _rewrite(
+    how: Callable[..., Path],
+    source: str,
+    destination: Path,
+    overwrite: bool,
+    download: dict[str, Any],
+) -> None:
+    """Pack or unpack with a progress bar, and say what it came to."""
     from hf_nm.oneshot import local_folder
 
-    folder = local_folder(source, **_download(revision, token))
-    with progress("unpack") as told:
-        hf_nm.unpack(folder, destination, overwrite=overwrite, progress=told)
+    folder = local_folder(source, **download)
+    with progress(how.__name__) as told:
+        how(folder, destination, overwrite=overwrite, progress=told)
     print_sizes(folder, destination)
 
 

@@ -101,11 +101,6 @@ class TensorFile:
         for offset in range(0, entry.size, PIECE):
             yield self.read(entry.start + offset, min(PIECE, entry.size - offset))
 
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors together."""
-        return sum(entry.size for entry in self.entries.values())
-
     def close(self) -> None:
         """Close the file."""
         self._file.close()

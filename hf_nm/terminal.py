@@ -18,9 +18,9 @@ from rich.table import Table
 
 from hf_nm.report import Report
 
-# Whole names where nobody's terminal sets the width.
-# What names in files say is printed, not obeyed.
+# What files call their tensors is printed, not obeyed.
 _PLAIN: Any = {"markup": False, "emoji": False, "highlight": False}
+# Whole names where no terminal sets the width.
 out = Console(width=None if sys.stdout.isatty() else 200, **_PLAIN)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else 200, **_PLAIN)
 
@@ -47,10 +47,12 @@ def progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int, str
 
 
 def print_json(data: Any) -> None:
+    """Data for other programs: nothing else goes to standard output with ``--json``."""
     print(json.dumps(data, indent=2))
 
 
 def print_report(report: Report, as_json: bool) -> None:
+    """What ``verify`` found, a row for each N:M weight."""
     if as_json:
         layers = [
             {"name": r.name, "pattern": str(r.pattern), "shape": list(r.shape), "kept": r.kept}
@@ -69,6 +71,7 @@ def print_report(report: Report, as_json: bool) -> None:
 
 
 def print_sizes(source: Path, destination: Path) -> None:
+    """Bytes of the weights in two folders, and their ratio."""
     before, after = (
         sum(os.path.getsize(file) for file in folder.glob("*.safetensors"))
         for folder in (source, destination)
@@ -77,6 +80,7 @@ def print_sizes(source: Path, destination: Path) -> None:
 
 
 def size(count: float) -> str:
+    """Bytes, in units of a thousand."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.4g} {unit}"
@@ -85,6 +89,7 @@ def size(count: float) -> str:
 
 
 def print_warning(message: Warning | str, *where: Any) -> None:
+    """A warning without the line of code that gave it."""
     err.print("warning:", style="yellow", end=" ")
     err.print(str(message), soft_wrap=True)
 
