@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_nm import arrival
 from hf_nm.checkpoint import verify
+from hf_nm.distillation import Distillation
 from hf_nm.divergence import sad
 from hf_nm.layers import NMLinear
 from hf_nm.mask import nm_mask
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Attachment",
     "BrokenPatternError",
+    "Distillation",
     "Method",
     "NMCallback",
     "NMLinear",

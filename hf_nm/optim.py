@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from hf_nm import resume
 from hf_nm.guard import StepGuard, load_hooks
 from hf_nm.meter import MaskMeter
+from hf_nm.method import FIXED, STE
 from hf_nm.modes import ModeGuard
 from hf_nm.readiness import Readiness
+from hf_nm.schedule import Schedule
 from hf_nm.sharding import local, placed_as
 from hf_nm.weights import SparseWeight, sparse_weights
 from hf_nm.wrapping import checked_model, inner_optimizer
@@ -36,6 +38,7 @@ def attach(
     *,
     mask_interval: int = 1,
     freeze_masks_at: int | None = None,
+    decay_warmup_steps: int = 0,
 ) -> Attachment:
     """Make ``optimizer`` train the N:M weights of ``model`` that it holds.
 
@@ -52,6 +55,8 @@ def attach(
             and pruned parts are taken from rank 0 before the first step.
         mask_interval: masks are computed again at every so many steps, held in between.
         freeze_masks_at: the last step at which masks are computed; None never freezes them.
+        decay_warmup_steps: SR-STE's decay rises linearly over the first so many steps, from
+            ``decay / decay_warmup_steps`` at the first to ``decay``; 0 starts with the whole of it.
 
     Returns:
         A handle: ``.sad()``, ``.flip_rate()``, ``.step``, ``.remove()``.
@@ -59,15 +64,14 @@ def attach(
     Raises:
         ValueError: nothing in ``model`` is N:M, the optimizer holds none of it, it is attached with
             other options or to another model, a weight is on the meta device or breaks its pattern,
-            or an option is out of range.
+            an option is out of range, or the decay warms up but no weight's method has a decay.
         TypeError: ``optimizer`` is not a torch optimizer, or of a kind that keeps its own copy of the
             weights or updates them outside ``step`` (DeepSpeed, LOMO, layer-wise GaLore).
     """
-    check_schedule(mask_interval, freeze_masks_at)
+    schedule = Schedule(mask_interval, freeze_masks_at, decay_warmup_steps)
     outer, optimizer = optimizer, inner_optimizer(optimizer)
     model = checked_model(model)
 
-    options = {"mask_interval": mask_interval, "freeze_masks_at": freeze_masks_at}
     existing: Attachment | None = getattr(optimizer, "_nm_attachment", None)
     if existing is not None:
         if existing.model is not model:
@@ -75,14 +79,14 @@ def attach(
                 "this optimizer is attached to another model; call .remove() on its handle first, "
                 "or put both models into one nn.ModuleDict and attach that"
             )
-        if existing.options != options:
+        if existing.schedule != schedule:
             raise ValueError(
-                f"this optimizer is attached with {existing.options}, not {options}; call .remove() "
-                "on its handle first"
+                f"this optimizer is attached with {existing.schedule!r}, not {schedule!r}; call "
+                ".remove() on its handle first"
             )
         existing._guard(outer)
         return existing
-    return Attachment(optimizer, outer, model, mask_interval, freeze_masks_at)
+    return Attachment(optimizer, outer, model, schedule)
 
 
 class Attachment(MaskMeter):
@@ -96,12 +100,10 @@ class Attachment(MaskMeter):
         optimizer: torch.optim.Optimizer,
         outer: torch.optim.Optimizer,
         model: nn.Module,
-        mask_interval: int,
-        freeze_masks_at: int | None,
+        schedule: Schedule,
     ) -> None:
         super().__init__(optimizer, model)
-        self.mask_interval = mask_interval
-        self.freeze_masks_at = freeze_masks_at
+        self.schedule = schedule
         self._stepping: list[SparseWeight] = []
         self._open: list[SparseWeight] = []
         self._before_closure: list[Tensor] = []
@@ -121,6 +123,12 @@ class Attachment(MaskMeter):
                 f"the optimizer holds none of the model's {len(everything)} N:M weights (first: "
                 f"{everything[0].name}); build it from model.parameters() of this very model (frozen "
                 "ones, as the base under PEFT, stay N:M without attach: use a plain Trainer or loop)"
+            )
+        if schedule.decay_warmup_steps and all(w.state.method in (STE, FIXED) for w in weights):
+            raise ValueError(
+                f"decay_warmup_steps={schedule.decay_warmup_steps}, but none of these weights has a "
+                f"decay to warm up (method {weights[0].state.method.name!r}); leave it out, or use "
+                "hf_nm.sparsify(model, method='sr-ste')"
             )
         if resume.was_lost(optimizer.param_groups):
             raise ValueError(
@@ -146,11 +154,6 @@ class Attachment(MaskMeter):
         self._guard(outer)
         self._modes = ModeGuard(optimizer, self.weights)
         optimizer._nm_attachment = self  # type: ignore[attr-defined]
-
-    @property
-    def options(self) -> dict[str, int | None]:
-        """The options that :func:`attach` was given."""
-        return {"mask_interval": self.mask_interval, "freeze_masks_at": self.freeze_masks_at}
 
     def remove(self) -> None:
         """Detach: the weights keep their pattern, further steps of the optimizer are not projected
@@ -219,7 +222,7 @@ class Attachment(MaskMeter):
             return
         self.step += 1
         for w in self._stepping:
-            w.state.held = not self._moves_masks_at(self.step)
+            w.state.held = not self.schedule.moves_masks_at(self.step)
         self._project(count=True)
         self._hold_until_next(self._stepping)
 
@@ -232,6 +235,7 @@ class Attachment(MaskMeter):
             if group.get("maximize")
             for parameter in group["params"]
         }
+        scale = scale * self.schedule.decay_factor(self.step + 1)
         for w in self._open:
             gradient, state = w.weight.grad, w.state
             if gradient is not None:
@@ -270,15 +274,10 @@ class Attachment(MaskMeter):
 
         return evaluate
 
-    def _moves_masks_at(self, step: int) -> bool:
-        """Whether effective optimizer step ``step`` (from 1) computes masks."""
-        frozen = self.freeze_masks_at is not None and step > self.freeze_masks_at
-        return not frozen and step % self.mask_interval == 0
-
     def _hold_until_next(self, weights: list[SparseWeight]) -> None:
         """Tell the weights whether a projection between steps may move masks: only where every step
         does."""
-        held = self.mask_interval > 1 or not self._moves_masks_at(self.step + 1)
+        held = self.schedule.mask_interval > 1 or not self.schedule.moves_masks_at(self.step + 1)
         for w in weights:
             w.state.held = held
 
@@ -317,12 +316,3 @@ def _overflowed(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a GradScaler told a fused optimizer to skip this step."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf.item())
-
-
-def check_schedule(mask_interval: Any, freeze_masks_at: Any) -> None:
-    """Raise ``ValueError`` unless both options of :func:`attach` are in range."""
-    for name, value in (("mask_interval", mask_interval), ("freeze_masks_at", freeze_masks_at)):
-        if value is None and name == "freeze_masks_at":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1 (optimizer steps), but got {value!r}")

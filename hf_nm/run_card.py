@@ -112,11 +112,12 @@ def _recipe(trainer: Any, callback: Any) -> dict[str, Any]:
     """How a run trains, name to value."""
     args, state = trainer.args, trainer.state
     recipe: dict[str, Any] = {}
-    every = "every step" if callback.mask_interval == 1 else f"every {callback.mask_interval} steps"
-    frozen = callback.freeze_masks_at
-    recipe["masks"] = f"computed {every}" + (
-        f" up to step {frozen:,}" if frozen is not None else ""
-    )
+    schedule, distillation = callback.schedule, getattr(trainer, "distillation", None)
+    recipe["masks"] = str(schedule)
+    if schedule.decay_warmup_steps:
+        recipe["decay"] = f"rising over the first {schedule.decay_warmup_steps:,} steps"
+    if distillation is not None:
+        recipe["distillation"] = str(distillation)
     if callback.attachment is not None:
         optimizer = callback.attachment.optimizer
         group = optimizer.param_groups[0]

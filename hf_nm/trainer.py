@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
-from hf_nm.optim import Attachment, attach, check_schedule
+from hf_nm.distillation import Distillation, counted_positions
+from hf_nm.optim import Attachment, attach
 from hf_nm.results import SAD_FILE
 from hf_nm.run_card import RunCard
+from hf_nm.schedule import Schedule
 from hf_nm.weights import sparse_weights
 from hf_nm.wrapping import refuse_sharded_copies
 
@@ -44,15 +47,19 @@ class NMCallback(TrainerCallback):
     Args:
         mask_interval: masks are computed again at every so many optimizer steps.
         freeze_masks_at: the last optimizer step at which masks are computed; None never freezes.
+        decay_warmup_steps: optimizer steps over which SR-STE's decay rises linearly.
 
     Attributes:
         attachment: the handle of :func:`hf_nm.attach`, from the beginning of training on.
     """
 
-    def __init__(self, mask_interval: int = 1, freeze_masks_at: int | None = None) -> None:
-        check_schedule(mask_interval, freeze_masks_at)
-        self.mask_interval = mask_interval
-        self.freeze_masks_at = freeze_masks_at
+    def __init__(
+        self,
+        mask_interval: int = 1,
+        freeze_masks_at: int | None = None,
+        decay_warmup_steps: int = 0,
+    ) -> None:
+        self.schedule = Schedule(mask_interval, freeze_masks_at, decay_warmup_steps)
         self.attachment: Attachment | None = None
         self._card: RunCard | None = None
 
@@ -75,8 +82,8 @@ class NMCallback(TrainerCallback):
         handler = trainer.callback_handler
         if any(isinstance(other, NMCallback) and other is not self for other in handler.callbacks):
             raise ValueError(
-                "this trainer already has an NMCallback; pass mask_interval and freeze_masks_at to "
-                "one place only"
+                "this trainer already has an NMCallback; pass mask_interval, freeze_masks_at and "
+                "decay_warmup_steps to one place only"
             )
         handler.callbacks = [self, *(other for other in handler.callbacks if other is not self)]
         create_optimizer = trainer.create_optimizer
@@ -92,12 +99,7 @@ class NMCallback(TrainerCallback):
 
     def _attach(self, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> None:
         model = _require_sparse(model)
-        self.attachment = attach(
-            optimizer,
-            model,
-            mask_interval=self.mask_interval,
-            freeze_masks_at=self.freeze_masks_at,
-        )
+        self.attachment = attach(optimizer, model, **asdict(self.schedule))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._attach(kwargs["optimizer"], kwargs["model"])
@@ -157,18 +159,93 @@ class NMCallback(TrainerCallback):
             warnings.warn(f"the card of {checkpoint.name} was not written: {error}", stacklevel=2)
 
 
-class _NMTrainerMixin:
-    """Trainer with an installed :class:`NMCallback`; everything else is the Trainer's."""
+if TYPE_CHECKING:
+    _Base = Trainer
+else:  # it comes before Trainer or Seq2SeqTrainer
+    _Base = object
+
+
+class _NMTrainerMixin(_Base):
+    """Trainer with an installed :class:`NMCallback` and a loss that may hear a teacher; everything else
+    is the Trainer's."""
 
     def __init__(
         self,
         *args: Any,
         mask_interval: int = 1,
         freeze_masks_at: int | None = None,
+        decay_warmup_steps: int = 0,
+        distillation: Distillation | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.nm_callback = NMCallback(mask_interval, freeze_masks_at).install(self)  # type: ignore[arg-type]
+        self.nm_callback = NMCallback(mask_interval, freeze_masks_at, decay_warmup_steps)
+        self.nm_callback.install(self)
+        self.distillation = distillation
+        self._heard: dict[str, Tensor] = {}  # sums since the last log, over `_times` micro-batches
+        self._times = 0
+        if distillation is not None:
+            distillation.check(_require_sparse(self.model))
+            teacher = distillation.teacher.eval().requires_grad_(False)
+            if not hasattr(teacher, "hf_device_map"):
+                teacher.to(self.args.device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The Trainer's loss; in training with ``distillation`` joined with the teacher's."""
+        heard = self.distillation
+        if heard is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.get("labels")
+        if heard.hidden_weight:
+            inputs["output_hidden_states"] = True
+        task, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        # What the student was given, without what the Trainer took out for its own loss.
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher = heard.teacher(**inputs)
+        counted = None
+        if heard.weight and isinstance(outputs.get("logits"), Tensor):
+            student = self.accelerator.unwrap_model(model)
+            shifted = getattr(student, "loss_type", None) == "ForCausalLM" and not getattr(
+                student.config, "is_encoder_decoder", False
+            )
+            counted = counted_positions(outputs["logits"], inputs, labels, shifted)
+        terms, weighted = heard.terms(outputs, teacher, inputs, counted)
+        for name, term in terms.items():
+            self._heard[name] = self._heard.get(name, 0.0) + term.detach()
+        self._times += 1
+        share = self._share(labels, counted, num_items_in_batch)
+        loss = (1 - heard.weight) * task + share * weighted
+        return (loss, outputs) if return_outputs else loss
+
+    def _share(
+        self, labels: Tensor | None, counted: Tensor | None, num_items_in_batch: Tensor | int | None
+    ) -> Tensor | float:
+        """What a mean over this micro-batch is multiplied by, so that the sum over the update's
+        micro-batches and the mean over processes make the mean over the whole update, as the Trainer's
+        own loss does: it divides by the items of the update where it has counted them."""
+        if num_items_in_batch is None:
+            scaled = self.loss_is_scaled_for_ga or self.compute_loss_func is not None
+            return 1 / self.current_gradient_accumulation_steps if scaled else 1.0
+        assert labels is not None  # they were counted
+        items = (labels != -100).sum() if counted is None else counted.sum()
+        averaged = self.args.average_tokens_across_devices
+        processes = self.accelerator.num_processes // self.get_tp_size() if averaged else 1
+        return items / num_items_in_batch * processes
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The Trainer's; a log of the training loss gets the means of the teacher's terms."""
+        if "loss" in logs and self._times:
+            for name, total in self._heard.items():
+                mean = self.accelerator.reduce(total / self._times, "mean")
+                logs[f"distillation/{name}"] = mean.item()
+            self._heard, self._times = {}, 0
+        super().log(logs, *args, **kwargs)
 
 
 class NMTrainer(_NMTrainerMixin, Trainer):
@@ -181,6 +258,9 @@ class NMTrainer(_NMTrainerMixin, Trainer):
         *args: as for ``transformers.Trainer``.
         mask_interval: masks are computed again at every so many optimizer steps, held in between.
         freeze_masks_at: the last optimizer step at which masks are computed; None never freezes.
+        decay_warmup_steps: optimizer steps over which SR-STE's decay rises linearly to its value.
+        distillation: what a dense teacher adds to the training loss. Its terms are logged as
+            ``distillation/divergence`` and ``distillation/hidden``; the evaluation loss is the task's.
         **kwargs: as for ``transformers.Trainer``.
 
     Raises:

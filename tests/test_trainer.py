@@ -135,7 +135,7 @@ def test_seq2seq_with_generation(tmp_path):
         eval_steps=6,
     )
     trainer.train()
-    assert trainer.nm_callback.attachment.mask_interval == 2
+    assert trainer.nm_callback.attachment.schedule.mask_interval == 2
     assert train_logs(trainer)[-1]["nm/sad_init"] > 0
     trainer.save_model()
     hf_nm.verify(tmp_path)
