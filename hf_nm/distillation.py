@@ -70,6 +70,14 @@ class Distillation:
                 "Distillation with weight=0 and hidden_weight=0 changes nothing; leave it out"
             )
 
+    def __str__(self) -> str:
+        name = getattr(getattr(self.teacher, "config", None), "name_or_path", "")
+        hidden = f", hidden states {self.hidden_weight:g}" if self.hidden_weight else ""
+        return (
+            f"from {name or type(self.teacher).__name__}, weight {self.weight:g}, temperature "
+            f"{self.temperature:g}{hidden}"
+        )
+
     def check(self, student: nn.Module) -> None:
         """Raise ``ValueError`` unless the teacher is another model with the student's labels, one of
         which is right for each example."""

@@ -1,4 +1,4 @@
-"""``mask_interval`` and ``freeze_masks_at``: the steps at which masks move."""
+"""``mask_interval``, ``freeze_masks_at``, ``decay_warmup_steps``: what happens at which step."""
 
 from __future__ import annotations
 
@@ -79,3 +79,53 @@ def test_dense_weights_do_not_move_held_masks():
         with hf_nm.dense_weights(model):
             pass
         assert_same_state(state_of(model), before)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "factors"), [(0, [1, 1, 1, 1]), (1, [1] * 4), (3, [1 / 3, 2 / 3, 1, 1])]
+)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_decay_rises_to_its_value(warmup, factors, accumulate):
+    """Red if the ramp is off by one, counts micro-steps, or ends below the decay."""
+    model, reference = twins(decay=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    reference_optimizer = torch.optim.SGD(reference.model.parameters(), lr=0.2, momentum=0.9)
+    hf_nm.attach(optimizer, model, decay_warmup_steps=warmup)
+    for step, factor in enumerate(factors, 1):
+        optimizer.zero_grad()
+        reference_optimizer.zero_grad()
+        for micro_step in range(accumulate):
+            loss_of(model, 100 * step + micro_step).backward()
+            reference_loss(reference, 100 * step + micro_step).backward()
+        optimizer.step()
+        reference.decay = 0.5 * factor
+        reference.step(reference_optimizer)
+        assert_equals_reference(model, reference)
+
+
+def test_resumed_ramp_goes_on():
+    """Red if the ramp begins again after a checkpoint."""
+    whole, halves = sparse_mlp(decay=0.5), sparse_mlp(decay=0.5)
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.2)
+    hf_nm.attach(optimizer, whole, decay_warmup_steps=6)
+    train(whole, optimizer, [1, 2, 3, 4, 5, 6, 7])
+    first = torch.optim.SGD(halves.parameters(), lr=0.2)
+    hf_nm.attach(first, halves, decay_warmup_steps=6)
+    train(halves, first, [1, 2, 3])
+    resumed = sparse_mlp(decay=0.5)
+    resumed.load_state_dict(halves.state_dict())
+    second = torch.optim.SGD(resumed.parameters(), lr=0.2)
+    hf_nm.attach(second, resumed, decay_warmup_steps=6)
+    second.load_state_dict(first.state_dict())
+    train(resumed, second, [4, 5, 6, 7])
+    assert_same_state(state_of(resumed), state_of(whole))
+
+
+def test_nothing_to_warm_up_is_refused():
+    """Red if the option is taken where it has no effect."""
+    model = sparse_mlp(method="ste")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    with pytest.raises(ValueError, match="no.* decay to warm up"):
+        hf_nm.attach(optimizer, model, decay_warmup_steps=5)
+    with pytest.raises(ValueError, match="decay_warmup_steps must be an integer >= 0"):
+        hf_nm.attach(optimizer, model, decay_warmup_steps=0.1)
