@@ -166,7 +166,7 @@ def test_evaluation_is_the_task_alone(tmp_path):
 def test_a_student_comes_nearer_its_teacher(tmp_path, kind):
     """Red if the gradient does not reach the student, points away, or the teacher trains too."""
     model = models.MODELS[kind]()
-    teacher = teacher_of(model, scale=0.05)
+    teacher = teacher_of(model, scale=0.05).train()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     trainer = build(
         tmp_path,
@@ -183,6 +183,7 @@ def test_a_student_comes_nearer_its_teacher(tmp_path, kind):
         assert logs[-1][name] < 0.8 * logs[0][name]
     assert_sparse(model)
     assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     trainer.save_model(tmp_path / "saved")
