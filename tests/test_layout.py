@@ -62,6 +62,8 @@ ORDER = [
     "distillation",
     "trainer",
     "metrics",
+    "text_rows",
+    "recipe_options",
     "__init__",
     "terminal",
     "cli",
@@ -77,6 +79,7 @@ ALLOWED = {
     "hub": TRANSFORMERS,
     "inspection": TRANSFORMERS,
     "oneshot": TRANSFORMERS,
+    "recipe_options": TRANSFORMERS,
     "metrics": DATA,
 }
 
@@ -131,8 +134,8 @@ def test_packages_stay_where_they_belong(name: str) -> None:
     allowed = sys.stdlib_module_names | {"torch", "safetensors", "hf_nm", "matplotlib", "yaml"}
     terminal = {"typer", "rich"} if name in ("cli", "terminal") else set()
     assert outside - TRANSFORMERS - DATA <= allowed | terminal
-    if name == "pattern":
-        assert outside <= sys.stdlib_module_names, "a pattern needs the standard library only"
+    if name in ("pattern", "text_rows"):
+        assert outside <= sys.stdlib_module_names, f"{name} needs the standard library only"
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)

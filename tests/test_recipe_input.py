@@ -37,21 +37,14 @@ def test_read_tables(tmp_path):
 BAD_FILES = [
     ({"x.en": b"a\nb\nc\n", "x.de": b"a\nb\n"}, r"x.en has 3 lines and .*x.de has 2: from line 3"),
     ({"x.en": b"", "x.de": b"a\n"}, r"x.en: the file is empty"),
-    ({"x.en": b"a\n\xff\xfeb\n", "x.de": b"a\nb\n"}, r"x.en, line 2: byte 0 \(0xff\) is not UTF-8"),
-    ({"x.en": b"a\nb\0c\n", "x.de": b"a\nb\n"}, r"x.en, line 2: a NUL byte"),
-    ({"x.en.gz": b"plain", "x.de": b"a\n"}, r"x.en.gz: not a whole gzip file"),
+    ({"x.tsv": b"en\tfr\na\tb\n"}, r"x.tsv, line 1: no column 'de' among .* \(see --source_column"),
+    ({"x.csv": b"en,de\na\n"}, r"x.csv, line 2: 1 cell, but line 1 names 2 columns"),
+    ({"x.jsonl": b'{"en": "a"}\n'}, r"x.jsonl, line 1: no column 'de' among \['en'\]"),
     (
-        {"x.en.gz": gzip.compress(b"a\n" * 999)[:-9], "x.de": b"a\n"},
-        r"x.en.gz: not a whole gzip file",
+        {"x.jsonl": b'{"en": "a", "de": 3}\n'},
+        r"x.jsonl, line 1: 'de' holds 3, not text; .*--target",
     ),
-    ({"x.tsv": b"en\tfr\na\tb\n"}, r"x.tsv, line 1: no column 'de' among \['en', 'fr'\]"),
-    ({"x.tsv": b"en\tde\na\tb\na\n"}, r"x.tsv, line 3: 1 columns, but line 1 names 2"),
-    ({"x.tsv": b"en\tde\n"}, r"x.tsv: the file holds no sentence pair"),
-    ({"x.jsonl": b'{"en": "a", "de": "b"}\n[1\n'}, r"x.jsonl, line 2: not a JSON object"),
-    ({"x.jsonl": b'{"en": "a"}\n'}, r"x.jsonl, line 1: no text under the key 'de'"),
-    ({"x.jsonl": b'["a", "b"]\n'}, r"x.jsonl, line 1: no text under the key 'en'"),
-    ({"x.jsonl": b'{"en": "a", "de": 3}\n'}, r"x.jsonl, line 1: no text under the key 'de'"),
-    ({"x.txt": b"a\n"}, r"x.txt: one file alone must be .tsv or .jsonl"),
+    ({"x.txt": b"a\n"}, r"expected two text files .* or one that ends in .tsv, .* got 1: .*x.txt"),
     ({"a": b"a\n", "b": b"a\n", "c": b"a\n"}, r"expected two text files .* got 3"),
 ]
 
@@ -63,12 +56,6 @@ def test_bad_files(tmp_path, files, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_pairs([str(tmp_path / name) for name in files])
-
-
-def test_missing_file(tmp_path):
-    """Red if a wrong path gives anything but its name."""
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.en: no such file"):
-        read_pairs([str(tmp_path / "nowhere.en"), str(tmp_path / "nowhere.de")])
 
 
 def test_empty_sides(tmp_path):
@@ -136,11 +123,12 @@ def test_command_line_overrides_yaml(tmp_path):
         ("method: topk\n", [], "invalid choice: 'topk'"),
         ("", ["--max_step", "7"], "unknown option --max_step 7; did you mean --max_steps"),
         ("- a\n", [], "must hold keys and values"),
+        ("run_name: \xfcbung\n", [], "x.yaml: not YAML"),
     ],
 )
 def test_wrong_options(tmp_path, capsys, text, options, message):
     """Red if a misspelt option is ignored, which trains something else than asked for."""
-    (tmp_path / "x.yaml").write_text(text)
+    (tmp_path / "x.yaml").write_text(text, "latin-1")
     with pytest.raises(SystemExit):
         parse([str(tmp_path / "x.yaml"), *options])
     assert_match(message, capsys.readouterr().err)

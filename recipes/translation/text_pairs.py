@@ -1,12 +1,8 @@
-"""How sentence pairs are read: two line-by-line text files, one TSV or one JSONL, each also .gz."""
-
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
-from pathlib import Path
+"""How sentence pairs are read: two line-by-line text files or one TSV, CSV or JSONL; also .gz."""
 
 from datasets import Dataset, DatasetDict
+
+from hf_nm.text_rows import ENDINGS, read_lines, read_rows
 
 Pairs = tuple[list[str], list[str]]
 
@@ -15,16 +11,13 @@ def read_pairs(files: list[str], source: str = "en", target: str = "de") -> Pair
     """Read source and target sentences, line `i` of one translating line `i` of the other.
 
     Args:
-        files: either two text files, source first, one sentence a line; or one `.tsv` whose first
-            line names the columns; or one `.jsonl` of objects with the two keys, or with a
-            `translation` object that has them. Each may be gzipped (`.gz`).
-        source, target: the column names in TSV and JSONL.
+        files: either two text files, source first, one sentence a line; or one `.tsv` or `.csv`
+            whose first line names the columns; or one `.jsonl` of objects with the two keys, or
+            with a `translation` object that has them. Each may be gzipped (`.gz`).
+        source, target: the column names in TSV, CSV and JSONL.
     """
     if len(files) == 2:
-        sides = [[line for _, line in _lines(file)] for file in files]
-        for file, side in zip(files, sides, strict=True):
-            if not side:
-                raise ValueError(f"{file}: the file is empty; give one sentence a line.")
+        sides = [[line for _, line in read_lines(file)] for file in files]
         if len(sides[0]) != len(sides[1]):
             short, long = sorted(zip(map(len, sides), files, strict=True))
             raise ValueError(
@@ -33,24 +26,22 @@ def read_pairs(files: list[str], source: str = "en", target: str = "de") -> Pair
                 "line by line translations of each other."
             )
         return sides[0], sides[1]
-    if len(files) != 1:
+    if len(files) != 1 or not files[0].removesuffix(".gz").endswith(ENDINGS):
         raise ValueError(
-            "expected two text files (source, target) or one TSV or JSONL file, got "
-            f"{len(files)}: {files}"
+            f"expected two text files (source, target) or one that ends in {', '.join(ENDINGS)} or "
+            f"one of these and .gz, got {len(files)}: {files}"
         )
-    kind = Path(files[0].removesuffix(".gz")).suffix
-    if kind == ".tsv":
-        rows = list(_tsv(files[0], source, target))
-    elif kind in (".jsonl", ".json"):
-        rows = list(_jsonl(files[0], source, target))
-    else:
-        raise ValueError(
-            f"{files[0]}: one file alone must be .tsv or .jsonl (or .gz of these); for plain text "
-            "give two files, source first."
-        )
-    if not rows:
-        raise ValueError(f"{files[0]}: the file holds no sentence pair.")
-    return [row[0] for row in rows], [row[1] for row in rows]
+    remedy = "see --source_column and --target_column"
+    pairs: Pairs = [], []
+    for number, row in read_rows(files[0], (source, target), remedy, nested="translation"):
+        for side, column in zip(pairs, (source, target), strict=True):
+            if not isinstance(row[column], str):
+                raise ValueError(
+                    f"{files[0]}, line {number}: {column!r} holds {row[column]!r}, not text; put "
+                    f"it in quotes ({remedy})."
+                )
+            side.append(row[column])
+    return pairs
 
 
 def load_pairs(
@@ -83,71 +74,3 @@ def load_pairs(
             {"source": [pair[0] for pair in full], "target": [pair[1] for pair in full]}
         )
     return splits, left_out
-
-
-def _lines(file: str) -> Iterator[tuple[int, str]]:
-    r"""Line number and text; lines end at \n alone, as `wc -l` counts, not at U+2028."""
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"{file}: no such file.")
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                if b"\0" in raw:
-                    raise ValueError(
-                        f"{file}, line {number}: a NUL byte, so this is a binary or UTF-16 file; "
-                        "give UTF-8 text."
-                    )
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"{file}, line {number}: byte {error.start} (0x{raw[error.start]:02x}) is "
-                        "not UTF-8; convert it (iconv -f latin1 -t utf-8), or unpack an archive."
-                    ) from None
-                yield number, text.removesuffix("\n").removesuffix("\r")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{file}: not a whole gzip file ({error}); drop .gz or copy it again."
-        ) from None
-
-
-def _tsv(file: str, source: str, target: str) -> Iterator[tuple[str, str]]:
-    """Rows of a tab-separated file; quotes are ordinary characters."""
-    lines = _lines(file)
-    header = next(lines, (0, ""))[1].split("\t")
-    for column in (source, target):
-        if column not in header:
-            raise ValueError(
-                f"{file}, line 1: no column {column!r} among {header}; the first line must name "
-                "the columns (see --source_column and --target_column)."
-            )
-    for number, line in lines:
-        cells = line.split("\t")
-        if len(cells) != len(header):
-            raise ValueError(
-                f"{file}, line {number}: {len(cells)} columns, but line 1 names {len(header)}; "
-                "replace tabs inside sentences."
-            )
-        row = dict(zip(header, cells, strict=True))
-        yield row[source], row[target]
-
-
-def _jsonl(file: str, source: str, target: str) -> Iterator[tuple[str, str]]:
-    for number, line in _lines(file):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{file}, line {number}: not a JSON object ({error}); JSONL has one on every line."
-            ) from None
-        if isinstance(row, dict):
-            row = row.get("translation", row)
-        for column in (source, target):
-            if not isinstance(row, dict) or not isinstance(row.get(column), str):
-                raise ValueError(
-                    f"{file}, line {number}: no text under the key {column!r}; every line must be "
-                    f'an object such as {{"{source}": "...", "{target}": "..."}} (see '
-                    "--source_column and --target_column)."
-                )
-        yield row[source], row[target]

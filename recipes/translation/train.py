@@ -56,7 +56,7 @@ def load_corpus(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, dict[str
         if missing:
             raise ValueError(
                 f"no files for {', '.join(missing)}; give --train_files, --validation_files and "
-                "--test_files, each as two text files (source target), one .tsv or one .jsonl."
+                "--test_files, each as two text files (source target) or one .tsv, .csv or .jsonl."
             )
         return load_pairs(files, recipe.source_column, recipe.target_column)
     if recipe.corpus == "embedded":
