@@ -2,7 +2,9 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +63,13 @@ def parse(argv: list[str], kinds: Iterable[Any], default: Path) -> tuple[Any, ..
             + (f"; did you mean --{near[0]}?" if near else "; see --help.")
         )
     return tuple(parsed)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Around whatever reads the user's input: what is wrong with it ends the program with its message
+    alone, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
