@@ -26,7 +26,9 @@ torch.set_num_threads(1)  # the tensors are tiny, and other processes share the 
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "translation"
-sys.path.insert(0, str(RECIPE))  # a recipe's files import each other by their bare names
+CLASSIFICATION = ROOT / "recipes" / "classification"
+# a recipe's files import each other by their bare names
+sys.path[:0] = [str(RECIPE), str(CLASSIFICATION)]
 
 DEVICES = ["cpu"]
 if torch.cuda.is_available():
