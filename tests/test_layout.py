@@ -18,6 +18,7 @@ ORDER = [
     "pattern",
     "mask",
     "method",
+    "agreement",
     "divergence",
     "sharding",
     "state",
