@@ -19,6 +19,7 @@ ORDER = [
     "mask",
     "method",
     "agreement",
+    "bootstrap",
     "divergence",
     "sharding",
     "state",
