@@ -55,6 +55,8 @@ ORDER = [
     "resume",
     "optim",
     "results",
+    "predictions",
+    "comparison",
     "layer_timing",
     "readme",
     "card",
