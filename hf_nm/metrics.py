@@ -1,7 +1,8 @@
-"""How good a translation is: BLEU and chrF as `evaluate` metrics that need no network.
+"""How good an output is: BLEU and chrF of translations, accuracy, F1 and correlations of classes
+and numbers, as `evaluate` metrics that need no network.
 
 `evaluate.load("sacrebleu")` fetches a script from the Hub; these classes call the sacrebleu package
-directly and otherwise behave the same, in `evaluate.combine` too.
+or :mod:`hf_nm.agreement` directly and otherwise behave the same, in `evaluate.combine` too.
 """
 
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import datasets
 import evaluate
 import sacrebleu
+import torch
+
+from hf_nm.agreement import METRICS
 
 _CITATION = """@inproceedings{post-2018-call, title={A Call for Clarity in Reporting {BLEU} Scores},
 author={Post, Matt}, booktitle={WMT}, year={2018}, url={https://aclanthology.org/W18-6319}}"""
@@ -104,3 +108,59 @@ class ChrF(_SacreMetric):
             "beta": result.beta,
             "signature": str(metric.get_signature()),
         }
+
+
+class _Agreement(evaluate.Metric):
+    """Shared by those below: one number, under the name that evaluate's own script gives it."""
+
+    key: str
+    value = "int64"
+
+    def _info(self) -> evaluate.MetricInfo:
+        value = datasets.Value(self.value)
+        return evaluate.MetricInfo(
+            description=self.__doc__ or "",
+            citation="",
+            inputs_description=f"predictions and references: {self.value}, one for each example.",
+            features=datasets.Features({"predictions": value, "references": value}),
+        )
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        dtype = getattr(torch, self.value)
+        both = (torch.tensor(side, dtype=dtype) for side in (predictions, references))
+        return {self.key: METRICS[self.key](*both).item()}
+
+
+class Accuracy(_Agreement):
+    """Fraction of equal class numbers: `compute` returns `accuracy`, 0 to 1."""
+
+    key = "accuracy"
+
+
+class F1(_Agreement):
+    """F1 of class 1 against class 0: `compute` returns `f1`, 0 to 1; 0.0 where there is no 1."""
+
+    key = "f1"
+
+
+class MatthewsCorrelation(_Agreement):
+    """Matthews correlation of any number of classes: `compute` returns `matthews_correlation`, -1
+    to 1; 0.0 where one side is a single class."""
+
+    key = "matthews_correlation"
+
+
+class Pearson(_Agreement):
+    """Pearson's correlation of numbers: `compute` returns `pearsonr`, -1 to 1; nan where one side
+    is constant. Values are kept in float64, which evaluate's script rounds to float32."""
+
+    key = "pearsonr"
+    value = "float64"
+
+
+class Spearman(_Agreement):
+    """Spearman's rank correlation of numbers, ties at their average rank: `compute` returns
+    `spearmanr`, -1 to 1; nan where one side is constant."""
+
+    key = "spearmanr"
+    value = "float64"

@@ -1,5 +1,4 @@
-"""What a run achieved, written so that it can be compared: results.json, results.md, the SAD plot,
-one table.
+"""What a run achieved, written so that it can be compared: results.json, results.md, the SAD plot.
 
 Shared by the recipes and the model card. A result is a dict of plain values; the keys read here are
 `method`, `pattern`, `data`, `score` (`metric`, `test`, `signature`), `sad` (from `sad_summary`),
@@ -14,7 +13,10 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PACKAGES = ("hf_nm", "torch", "transformers", "accelerate", "datasets", "tokenizers", "sacrebleu")
 SAD_FILE = "nm_sad.jsonl"  # what the Trainers write, one line for each log
@@ -126,12 +128,11 @@ def sad_summary(log_history: Sequence[dict]) -> dict[str, float | int] | None:
     }
 
 
-def plot_sad(
-    log_history: Sequence[dict], path: str | Path, title: str = "", loss_unit: str = "nats"
-) -> None:
-    """Draw SAD of each logging interval (mask entries) beside the training loss into a PNG file.
+def blank_figure(path: str | Path) -> "Figure":
+    """What a plot is drawn on, before it is saved to `path`.
 
-    A dense run has no SAD: the loss is drawn alone.
+    Raises:
+        ModuleNotFoundError: there is no matplotlib.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -145,6 +146,17 @@ def plot_sad(
     # backend.
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_sad(
+    log_history: Sequence[dict], path: str | Path, title: str = "", loss_unit: str = "nats"
+) -> None:
+    """Draw SAD of each logging interval (mask entries) beside the training loss into a PNG file.
+
+    A dense run has no SAD: the loss is drawn alone.
+    """
+    figure = blank_figure(path)
     axis = figure.subplots()
     losses = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
     flips = [(row["step"], row["nm/sad"]) for row in log_history if "nm/sad" in row]
@@ -187,11 +199,11 @@ def _markdown(results: dict[str, Any]) -> str:
             plain.append((prefix, value))
 
     walk("", results)
-    parts = [_table(("what", "value"), [(key, _shown(value)) for key, value in plain])]
+    parts = [markdown_table(("what", "value"), [(key, _shown(value)) for key, value in plain])]
     for name, rows in tables:
         columns = list(rows[0])
         cells = [[_shown(row.get(column)) for column in columns] for row in rows]
-        parts.append(f"## {name}\n\n" + _table(columns, cells))
+        parts.append(f"## {name}\n\n" + markdown_table(columns, cells))
     return "\n".join(parts)
 
 
@@ -204,7 +216,8 @@ def _shown(value: Any) -> str:
     return str(value).replace("|", "\\|")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells that hold no ``|``."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -221,14 +234,14 @@ def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list
         FileNotFoundError: there is a `dense_run`, but one of the two has no results.
     """
     try:
-        run = _read_run(Path(folder) / "results.json")
+        run = read_run(Path(folder) / "results.json")
     except (FileNotFoundError, ValueError):
         if dense_run is not None:
             raise
         return []
     dense = None
     if dense_run is not None:
-        other = _read_run(Path(dense_run) / "results.json")
+        other = read_run(Path(dense_run) / "results.json")
         pair = [
             (r["score"]["metric"], r["score"]["signature"], r.get("data")) for r in (run, other)
         ]
@@ -257,7 +270,13 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_run(path: Path) -> dict[str, Any]:
+def read_run(path: Path) -> dict[str, Any]:
+    """A run's `results.json`.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it lacks a key that every recipe writes.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no results here; a recipe writes results.json when it has finished."
@@ -270,57 +289,3 @@ def _read_run(path: Path) -> dict[str, Any]:
             f"{path}: no key {', '.join(missing)}; this is not a recipe's results.json."
         )
     return run
-
-
-def compare(folders: Sequence[str | Path], write_to: str | Path | None = None) -> str:
-    """One Markdown table of several runs, from the `results.json` in each folder, in the order
-    given.
-
-    Columns: run, method, pattern, steps, test score, its difference to the dense run, mean flip
-    rate (fraction of the N:M weights per step), SAD summed over the logging intervals and against
-    the start (mask entries), training time relative to the dense run. Differences and ratios need
-    exactly one dense run among them. Scores of different signatures are not put into one table.
-
-    Args:
-        folders: output directories of recipes, or paths of `results.json`.
-        write_to: also write the table into this file.
-    """
-    runs = []
-    for folder in map(Path, folders):
-        path = folder if folder.suffix == ".json" else folder / "results.json"
-        run = _read_run(path)
-        runs.append((path.parent.name, run))
-    if not runs:
-        raise ValueError("nothing to compare; give at least one output directory.")
-    signatures = {(run["score"]["metric"], run["score"]["signature"]) for _, run in runs}
-    if len(signatures) > 1:
-        raise ValueError(
-            "these scores cannot be compared, their signatures differ: "
-            f"{sorted(map(str, signatures))}; score them again with one version and setting."
-        )
-    metric, signature = signatures.pop()
-    dense = [run for _, run in runs if run["method"] == "dense"]
-    base = dense[0] if len(dense) == 1 else None
-    rows = []
-    for name, run in runs:
-        score, sad = run["score"]["test"], run.get("sad") or {}
-        rows.append(
-            [
-                name,
-                run["method"],
-                run.get("pattern") or "-",
-                str(run["steps"]),
-                f"{score:.2f}",
-                f"{score - base['score']['test']:+.2f}" if base else "-",
-                f"{sad['mean_flip_rate']:.3e}" if sad else "-",
-                f"{sad['total']:,.0f}" if sad else "-",
-                f"{sad['from_start']:,.0f}" if sad else "-",
-                f"{run['time']['train_s'] / base['time']['train_s']:.2f}" if base else "-",
-            ]
-        )
-    columns = ["run", "method", "pattern", "steps", metric, "vs dense", "flip rate per step"]
-    columns += ["SAD", "SAD from start", "time vs dense"]
-    text = _table(columns, rows) + f"\n{metric} on the test set, signature `{signature}`.\n"
-    if write_to is not None:
-        Path(write_to).write_text(text, "utf-8")
-    return text

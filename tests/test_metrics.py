@@ -1,10 +1,21 @@
-"""BLEU and chrF as `evaluate` metrics: sacrebleu's own figures, no network."""
+"""Metrics for `evaluate` without a network: sacrebleu's own figures, scikit-learn's and scipy's."""
 
 import evaluate
+import numpy as np
 import pytest
 import sacrebleu
+from scipy import stats
+from sklearn import metrics as sklearn
 
-from hf_nm.metrics import ChrF, SacreBLEU
+from hf_nm.metrics import (
+    F1,
+    Accuracy,
+    ChrF,
+    MatthewsCorrelation,
+    Pearson,
+    SacreBLEU,
+    Spearman,
+)
 
 PREDICTIONS = ["the cat sat on the mat today", "A Dog barks .", "nothing at all"]
 REFERENCES = ["the cat sat on a mat today", "A dog barks loudly .", "nothing at all here"]
@@ -87,3 +98,57 @@ def test_unequal_numbers_of_references():
     """Red if the error does not say what was received."""
     with pytest.raises(ValueError, match="same number of references, got 1 to 2"):
         SacreBLEU().compute(predictions=["a", "b"], references=[["a"], ["b", "c"]])
+
+
+CLASSES = [1, 0, 1, 1, 0, 1, 0, 0], [1, 0, 0, 1, 0, 1, 1, 0]  # predictions, references
+NUMBERS = [0.1, 2.5, 2.5, 4.0, 1e-9, 3.3], [0.0, 3.0, 2.0, 5.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "expected"),
+    [
+        (Accuracy, CLASSES, {"accuracy": sklearn.accuracy_score(*CLASSES[::-1])}),
+        (F1, CLASSES, {"f1": sklearn.f1_score(*CLASSES[::-1])}),
+        (
+            MatthewsCorrelation,
+            CLASSES,
+            {"matthews_correlation": sklearn.matthews_corrcoef(*CLASSES[::-1])},
+        ),
+        (Pearson, NUMBERS, {"pearsonr": stats.pearsonr(*NUMBERS).statistic}),
+        (Spearman, NUMBERS, {"spearmanr": stats.spearmanr(*NUMBERS).statistic}),
+    ],
+)
+def test_agreement_equals_others(metric, values, expected):
+    """Red if a key differs from evaluate's own, or a number is kept in float32."""
+    lists = metric().compute(predictions=values[0], references=values[1])
+    assert lists == pytest.approx(expected, abs=1e-14, rel=1e-14)
+    assert [type(value) for value in lists.values()] == [float]
+    arrays = dict(zip(("predictions", "references"), map(np.array, values), strict=True))
+    assert metric().compute(**arrays) == lists
+    batches = metric()
+    batches.add_batch(predictions=values[0][:3], references=values[1][:3])
+    batches.add_batch(predictions=values[0][3:], references=values[1][3:])
+    assert batches.compute() == lists
+
+
+def test_agreement_by_hand():
+    """Red if the classes' two sides, or precision and recall, are mixed up: TP 3, FP 1, FN 1."""
+    predictions, references = CLASSES
+    both = evaluate.combine([Accuracy(), F1(), MatthewsCorrelation()])
+    result = both.compute(predictions=predictions, references=references)
+    assert result == {"accuracy": 6 / 8, "f1": 6 / 8, "matthews_correlation": (9 - 1) / 16}
+
+
+def test_correlations_combine():
+    """Red if a combination loses a correlation, or batches given to it are scored apart."""
+    both = evaluate.combine([Pearson(), Spearman()])
+    both.add_batch(predictions=[1.0, 2.0], references=[1.0, 4.0])
+    both.add_batch(predictions=[3.0, 4.0], references=[9.0, 16.0])
+    result = both.compute()
+    assert result == {"pearsonr": pytest.approx(25 / 645**0.5), "spearmanr": pytest.approx(1.0)}
+
+
+def test_options_are_not_dropped():
+    """Red if evaluate's `average` is taken without effect."""
+    with pytest.raises(TypeError, match="average"):
+        F1().compute(predictions=[0, 1], references=[0, 1], average="macro")

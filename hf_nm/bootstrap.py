@@ -1,0 +1,205 @@
+"""How sure a recovery is: sparse over dense score, resampled over the examples of each task.
+
+The percentile bootstrap, paired: in a resample the same examples are drawn for every arm and every
+seed of a task, so that what makes an example hard for all of them cancels out. The runs' seeds are
+not resampled: an interval says how far the choice of examples moves the result, not the training.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**19  # predictions scored in one go: 4 MiB in each of a metric's intermediate tensors
+
+
+class UndefinedRecoveryError(ValueError):
+    """The dense score is not above 0, so that there is no ratio to it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What several arms predicted on one data set.
+
+    Args:
+        references: ``[examples]``.
+        predictions: for each arm its runs, one for each seed, ``[examples]`` each.
+        metric: (predictions ``[runs, resamples, examples]``, references ``[resamples, examples]``)
+            -> scores ``[runs, resamples]``, higher is better; such as those of
+            :mod:`hf_nm.agreement`.
+    """
+
+    references: Tensor
+    predictions: Mapping[str, Sequence[Tensor]]
+    metric: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value on the examples as they are, and between which bounds its resamples lie."""
+
+    value: float
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Scores of every task and arm, means over the seeds, and what follows from them.
+
+    Args:
+        scores: task -> arm -> float64 ``[1 + resamples]``; the first on the examples as they are.
+        baseline: the dense arm.
+        confidence: what an interval covers, such as 0.95.
+    """
+
+    scores: Mapping[str, Mapping[str, Tensor]]
+    baseline: str
+    confidence: float
+
+    def score(self, task: str, arm: str) -> Interval:
+        """The arm's score in the metric's unit, mean over its seeds."""
+        return self._interval(self._of(task, arm))
+
+    def recovery(self, task: str, arm: str) -> Interval:
+        """The arm's score over the dense one's: 1.0 is no loss.
+
+        Raises:
+            UndefinedRecoveryError: the dense score is not above 0, on the task or in a resample.
+            ValueError: there is no such task, or the arm has no run on it.
+        """
+        return self._interval(self._recovery(task, arm))
+
+    def mean_recovery(self, arm: str) -> Interval:
+        """Mean of the recoveries over all tasks. Raises as :meth:`recovery` does."""
+        return self._interval(self._mean_recovery(arm))
+
+    def difference(self, arm: str, other: str) -> Interval:
+        """The mean recovery of `arm` less that of `other`; significant where 0 is not in it.
+
+        Both are taken on the same resamples. Raises as :meth:`recovery` does.
+        """
+        return self._interval(self._mean_recovery(arm) - self._mean_recovery(other))
+
+    def _mean_recovery(self, arm: str) -> Tensor:
+        return torch.stack([self._recovery(task, arm) for task in self.scores]).mean(0)
+
+    def _recovery(self, task: str, arm: str) -> Tensor:
+        dense = self._of(task, self.baseline)
+        unusable = int((~(dense[1:] > 0)).sum())  # a nan is not above 0 either
+        if unusable or not dense[0] > 0:
+            raise UndefinedRecoveryError(
+                f"recovery on {task} is undefined: the score of {self.baseline} is "
+                f"{dense[0].item():.4g}, and not above 0 in {unusable} of {len(dense) - 1} "
+                "resamples; train the dense runs for longer, or leave the task out."
+            )
+        return self._of(task, arm) / dense
+
+    def _of(self, task: str, arm: str) -> Tensor:
+        if task not in self.scores:
+            raise ValueError(f"there is no task {task!r}, only {', '.join(self.scores)}")
+        if arm not in self.scores[task]:
+            raise ValueError(f"{arm!r} has no run on {task}, only {', '.join(self.scores[task])}")
+        return self.scores[task][arm]
+
+    def _interval(self, values: Tensor) -> Interval:
+        tail = (1 - self.confidence) / 2
+        bounds = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+        low, high = torch.quantile(values[1:], bounds).tolist()
+        return Interval(values[0].item(), low, high)
+
+
+def paired_bootstrap(
+    tasks: Mapping[str, Task],
+    baseline: str,
+    *,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Resampled:
+    """Draw the examples of each task anew, `resamples` times, and score every arm on each draw.
+
+    Examples are drawn with replacement, as many as the task has, once for all arms and seeds of the
+    task; tasks are drawn independently of each other. The draws of a task depend on `seed`, its
+    name and its number of examples alone: another arm or another task changes no other figure.
+
+    Args:
+        tasks: by name.
+        baseline: the arm of the dense runs; every task needs it.
+        resamples: how many draws.
+        confidence: what the intervals cover, 0.95 for 95%.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no task, a task without examples, without the baseline or with an arm without
+            runs; predictions and references of different lengths; a number out of range.
+
+    Source:
+        Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13.
+    """
+    if not tasks or resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(
+            "a bootstrap needs a task, at least one resample and a confidence between 0 and 1, got "
+            f"{len(tasks)} tasks, {resamples} resamples, confidence {confidence}"
+        )
+    for name, task in tasks.items():
+        _check(name, task, baseline)
+    scores = {name: _resample(name, task, resamples, seed) for name, task in tasks.items()}
+    return Resampled(scores, baseline, confidence)
+
+
+def _check(name: str, task: Task, baseline: str) -> None:
+    if task.references.dim() != 1 or not task.references.numel():
+        raise ValueError(
+            f"{name}: references must be [examples], at least one of them, but their shape is "
+            f"{list(task.references.shape)}"
+        )
+    if baseline not in task.predictions:
+        raise ValueError(
+            f"{name}: no run of {baseline!r}, to which the others are compared, only of "
+            f"{', '.join(map(repr, task.predictions)) or 'nothing'}"
+        )
+    for arm, runs in task.predictions.items():
+        if not runs:
+            raise ValueError(f"{name}: {arm!r} has no runs; leave the arm out or give one")
+        for run in runs:
+            if run.shape != task.references.shape:
+                raise ValueError(
+                    f"{name}: predictions of {arm!r} have the shape {list(run.shape)}, the "
+                    f"references {list(task.references.shape)}; give one for each example."
+                )
+
+
+def _resample(name: str, task: Task, resamples: int, seed: int) -> dict[str, Tensor]:
+    """Every arm's scores, float64 ``[1 + resamples]``, the first on the examples as they are."""
+    runs = torch.stack([run for arm in task.predictions.values() for run in arm])
+    count, examples = runs.shape
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+    rows = max(1, CHUNK // (count * examples))
+    # One tensor for all: small results between large intermediate ones keep memory from reuse.
+    scores = torch.empty(count, 1 + resamples, dtype=torch.float64)
+    scores[:, :1] = _scored(name, task, runs[:, None], task.references[None])
+    for start in range(0, resamples, rows):
+        part = scores[:, 1 + start : 1 + start + rows]
+        drawn = torch.randint(examples, (part.shape[1], examples), generator=generator)
+        part[:] = _scored(name, task, runs[:, drawn], task.references[drawn])
+    seeds = [len(arm) for arm in task.predictions.values()]
+    each = scores.split(seeds)
+    return {arm: own.mean(0) for arm, own in zip(task.predictions, each, strict=True)}
+
+
+def _scored(name: str, task: Task, predictions: Tensor, references: Tensor) -> Tensor:
+    scores = task.metric(predictions, references)
+    if scores.shape != predictions.shape[:-1]:
+        raise ValueError(
+            f"{name}: the metric gave the shape {list(scores.shape)} for predictions of the shape "
+            f"{list(predictions.shape)}; it must keep all but the last dimension."
+        )
+    return scores
