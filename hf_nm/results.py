@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PACKAGES = ("hf_nm", "torch", "transformers", "accelerate", "datasets", "tokenizers", "sacrebleu")
+from hf_nm.version import __version__
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sacrebleu")
 SAD_FILE = "nm_sad.jsonl"  # what the Trainers write, one line for each log
 
 
@@ -78,6 +80,7 @@ def environment(world_size: int = 1) -> dict[str, Any]:
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
     versions = {
+        "hf_nm": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
     }

@@ -69,3 +69,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         connect(server, monkeypatch, tmp_path / "hf-home")
         yield server
         close_session()
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a dense run of the classification recipe: a teacher, and where ASP starts."""
+    from classification import TINY, run, toy_files
+
+    folder = tmp_path_factory.mktemp("dense")
+    data = toy_files(tmp_path_factory.mktemp("reviews"))
+    run(*data, *TINY.split(), "--method", "dense", "--output_dir", folder)
+    return folder

@@ -1,0 +1,89 @@
+"""What can be set: this recipe's options beside transformers' `TrainingArguments`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent / "configs"
+METHODS = ("dense", "fixed", "ste", "sr-ste")
+METRICS = ("accuracy", "f1", "matthews_correlation", "pearsonr", "spearmanr")
+
+
+@dataclass
+class RecipeArguments:
+    """What this recipe adds to transformers' `TrainingArguments`."""
+
+    task: str = field(
+        default="embedded",
+        metadata={
+            "help": "sst2, cola, mrpc, rte, qnli, qqp, mnli, stsb, ag_news, trec (from the Hub, or "
+            "its columns and metrics for local files), embedded, or any name for local files"
+        },
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": ".tsv, .csv or .jsonl; .gz too; needs --test_file"}
+    )
+    validation_file: str | None = field(default=None)
+    test_file: str | None = field(default=None, metadata={"help": "what is scored"})
+    validation_rows: int = field(
+        default=500, metadata={"help": "taken out of the training rows if there is no validation"}
+    )
+    text_columns: list[str] | None = field(
+        default=None, metadata={"help": "one or two columns; the task's own if not given"}
+    )
+    label_column: str | None = field(default=None, metadata={"help": "label if not given"})
+    metrics: list[str] | None = field(
+        default=None, metadata={"choices": METRICS, "help": "their mean is the score"}
+    )
+    regression: bool = field(default=False, metadata={"help": "labels are numbers to predict"})
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "a checkpoint, pretrained or fine-tuned"}
+    )
+    config_name: str | None = field(
+        default=None,
+        metadata={"help": "from scratch: a model type such as bert, or a checkpoint's config"},
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "for --config_name: hidden_size=128,num_hidden_layers=2"}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "the checkpoint's if not given; from scratch one is trained"},
+    )
+    vocab_size: int = field(default=8000, metadata={"help": "of a tokenizer that is trained"})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "a new head for a checkpoint of another task"}
+    )
+    max_length: int = field(default=128, metadata={"help": "tokens; longer texts are cut"})
+
+    method: str = field(default="sr-ste", metadata={"choices": METHODS})
+    n: int = field(default=2, metadata={"help": "weights kept of every m"})
+    m: int = field(default=4)
+    decay: float = field(
+        default=2e-4, metadata={"help": "SR-STE's pull on pruned weights, gradient units"}
+    )
+    decay_warmup_steps: int = field(
+        default=0, metadata={"help": "steps over which the decay rises linearly"}
+    )
+    mask_interval: int = field(default=1, metadata={"help": "optimizer steps between new masks"})
+    freeze_masks_at: int | None = field(
+        default=None, metadata={"help": "step from which masks stay"}
+    )
+
+    teacher: str | None = field(
+        default=None, metadata={"help": "a dense checkpoint of the same task to learn from"}
+    )
+    distillation_weight: float = field(
+        default=0.5, metadata={"help": "of the divergence from the teacher's logits, 0 to 1"}
+    )
+    temperature: float = field(default=2.0, metadata={"help": "of both models' logits there"})
+    hidden_weight: float = field(
+        default=0.0, metadata={"help": "of the squared difference of hidden states"}
+    )
+
+    dense_run: str | None = field(
+        default=None, metadata={"help": "output directory of the dense run, for the card"}
+    )
+    arm: str | None = field(
+        default=None, metadata={"help": "name in tables; made of method and options if not given"}
+    )

@@ -1,0 +1,247 @@
+"""Which sentences get which label: GLUE and others by name, local files, the embedded reviews."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import datasets
+from datasets import Dataset, DatasetDict
+from reviews import embedded_reviews
+
+from hf_nm.text_rows import read_rows
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a task's data is on the Hub, and how it is scored.
+
+    Args:
+        hub: data set and configuration on the Hub.
+        texts: columns of the one or two sentences.
+        label: column of the label.
+        metrics: what the field reports for it; their mean is the score, as GLUE counts it.
+        test: the split that is scored. GLUE's test labels are not public, so its validation split is
+            scored, and rows for validation are taken out of the training split.
+        regression: whether the label is a number.
+        revision: of the data set on the Hub.
+    """
+
+    hub: tuple[str, str | None]
+    texts: tuple[str, ...]
+    label: str = "label"
+    metrics: tuple[str, ...] = ("accuracy",)
+    test: str = "validation"
+    regression: bool = False
+    revision: str | None = None
+
+
+GLUE = "nyu-mll/glue"
+PAIR = ("sentence1", "sentence2")
+TASKS = {
+    "sst2": Task((GLUE, "sst2"), ("sentence",)),
+    "cola": Task((GLUE, "cola"), ("sentence",), metrics=("matthews_correlation",)),
+    "mrpc": Task((GLUE, "mrpc"), PAIR, metrics=("accuracy", "f1")),
+    "rte": Task((GLUE, "rte"), PAIR),
+    "qnli": Task((GLUE, "qnli"), ("question", "sentence")),
+    "qqp": Task((GLUE, "qqp"), ("question1", "question2"), metrics=("accuracy", "f1")),
+    "mnli": Task((GLUE, "mnli"), ("premise", "hypothesis"), test="validation_matched"),
+    "stsb": Task((GLUE, "stsb"), PAIR, metrics=("pearsonr", "spearmanr"), regression=True),
+    "ag_news": Task(("fancyzhx/ag_news", None), ("text",), test="test"),
+    # the data set's own form needs a script that `datasets` no longer runs
+    "trec": Task(
+        ("CogComp/trec", None),
+        ("text",),
+        label="coarse_label",
+        test="test",
+        revision="refs/convert/parquet",
+    ),
+}
+COLUMNS = ("first", "second")
+SPLITS = ("train", "validation", "test")
+Row = tuple[tuple[str, ...], int | float]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Data ready to be tokenized.
+
+    Args:
+        splits: train, validation and test with columns `first`, `second` (of pairs) and `label`: the
+            class's number, or a float.
+        labels: names of the classes by number; None for a regression.
+        task: how it is scored.
+    """
+
+    splits: DatasetDict
+    labels: list[str] | None
+    task: Task
+
+    @property
+    def texts(self) -> list[str]:
+        """The columns with a sentence: `first`, or `first` and `second`."""
+        return [column for column in COLUMNS if column in self.splits["train"].features]
+
+
+def load(
+    name: str,
+    files: dict[str, str | None],
+    *,
+    texts: Sequence[str] | None = None,
+    label: str | None = None,
+    metrics: Sequence[str] | None = None,
+    regression: bool = False,
+    validation_rows: int = 500,
+    known_labels: Sequence[str] = (),
+) -> Labelled:
+    """The data of a task: from local files if there are any, else embedded or from the Hub.
+
+    Args:
+        name: a key of `TASKS`, `embedded`, or anything for local files.
+        files: train, validation (may be None) and test.
+        texts, label, metrics, regression: in place of the task's own.
+        validation_rows: taken out of the training rows where there is no validation split.
+        known_labels: those of a trained classifier; its order is kept if it has the same ones.
+    """
+    known = TASKS.get(name)
+    task = Task(
+        hub=known.hub if known else ("", None),
+        texts=tuple(texts or (known.texts if known else ("text",))),
+        label=label or (known.label if known and not any(files.values()) else "label"),
+        metrics=tuple(metrics or (known.metrics if known else ())),
+        test=known.test if known else "test",
+        regression=regression or bool(known and known.regression),
+        revision=known.revision if known else None,
+    )
+    if not task.metrics:
+        default = ("pearsonr", "spearmanr") if task.regression else ("accuracy",)
+        task = Task(**{**vars(task), "metrics": default})
+    if len(task.texts) > 2:
+        raise ValueError(f"--text_columns takes one or two columns, but got {list(task.texts)}.")
+    if any(files.values()):
+        splits, labels = _from_files(files, task, known_labels)
+    elif name == "embedded":
+        splits, labels = _embedded()
+    elif known:
+        splits, labels = _from_hub(name, task)
+    else:
+        raise ValueError(
+            f"no task {name!r}; known: {', '.join(TASKS)}, embedded; or give --train_file and "
+            "--test_file."
+        )
+    if "validation" not in splits:
+        if not 0 < validation_rows < len(splits["train"]):
+            raise ValueError(
+                f"--validation_rows is {validation_rows}, but must leave something of the "
+                f"{len(splits['train'])} training rows; or give --validation_file."
+            )
+        halves = splits["train"].train_test_split(test_size=validation_rows, seed=0)
+        splits = {**splits, "train": halves["train"], "validation": halves["test"]}
+    return Labelled(DatasetDict({split: splits[split] for split in SPLITS}), labels, task)
+
+
+def _from_files(
+    files: dict[str, str | None], task: Task, known_labels: Sequence[str]
+) -> tuple[dict[str, Dataset], list[str] | None]:
+    for split in ("train", "test"):
+        if not files[split]:
+            raise ValueError(f"no --{split}_file; local data needs --train_file and --test_file.")
+    given = {split: file for split, file in files.items() if file}
+    remedy = f"see --text_columns ({' '.join(task.texts)}) and --label_column ({task.label})"
+    # per split: line number, texts, label as written
+    rows = {
+        split: [
+            (line, tuple(str(row[column]) for column in task.texts), row[task.label])
+            for line, row in read_rows(file, (*task.texts, task.label), remedy=remedy)
+        ]
+        for split, file in given.items()
+    }
+    if task.regression:
+        return {
+            split: _dataset([(texts, _number(given[split], n, value)) for n, texts, value in found])
+            for split, found in rows.items()
+        }, None
+    labels = sorted({str(value) for _, _, value in rows["train"]}, key=_natural)
+    if len(labels) < 2:
+        raise ValueError(
+            f"{given['train']}: every row has the label {labels[0]!r}; a classifier needs two or "
+            "more (for numbers to predict give --regression)."
+        )
+    if len(labels) > len(rows["train"]) // 2:
+        raise ValueError(
+            f"{given['train']}: {len(labels)} different labels in {len(rows['train'])} rows, such "
+            f"as {labels[0]!r}; see --label_column, or give --regression for numbers."
+        )
+    if set(known_labels) == set(labels):
+        labels = list(known_labels)
+    number = {label: i for i, label in enumerate(labels)}
+    for split, found in rows.items():
+        for line, _, value in found:
+            if str(value) not in number:
+                raise ValueError(
+                    f"{given[split]}, line {line}: the label {str(value)!r} is not among those of "
+                    f"{given['train']}: {', '.join(labels[:20])}; correct it, or add training rows "
+                    "of it."
+                )
+    return {
+        split: _dataset([(texts, number[str(value)]) for _, texts, value in found])
+        for split, found in rows.items()
+    }, labels
+
+
+def _natural(label: str) -> tuple[bool, float, str]:
+    """Numbers by size, before anything else."""
+    try:
+        return False, float(label), label
+    except ValueError:
+        return True, 0.0, label
+
+
+def _number(file: str, line: int, value: object) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if number - number != 0:
+        raise ValueError(
+            f"{file}, line {line}: the label {value!r} is not a finite number, which a regression "
+            "needs; correct it, or leave out --regression."
+        )
+    return number
+
+
+def _embedded() -> tuple[dict[str, Dataset], list[str]]:
+    labels = ["negative", "positive"]
+    return {
+        split: _dataset([((text,), labels.index(label)) for text, label in rows])
+        for split, rows in embedded_reviews().items()
+    }, labels
+
+
+def _from_hub(name: str, task: Task) -> tuple[dict[str, Dataset], list[str] | None]:
+    try:
+        hub = datasets.load_dataset(*task.hub, revision=task.revision)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{error}; without a network give --train_file and --test_file."
+        ) from error
+    names = None if task.regression else list(hub["train"].features[task.label].names)
+    splits = {
+        split: _dataset(
+            list(
+                zip(
+                    zip(*(hub[theirs][column] for column in task.texts), strict=True),
+                    hub[theirs][task.label],
+                    strict=True,
+                )
+            )
+        )
+        for split, theirs in {"train": "train", "test": task.test}.items()
+    }
+    return splits, names
+
+
+def _dataset(rows: Sequence[Row]) -> Dataset:
+    columns = {
+        column: [texts[i] for texts, _ in rows]
+        for i, column in enumerate(COLUMNS[: len(rows[0][0])])
+    }
+    return Dataset.from_dict({**columns, "label": [label for _, label in rows]})

@@ -1,0 +1,235 @@
+"""The classification recipe's data: every way of giving it, and one clear line for what is wrong."""
+
+import gzip
+import json
+import re
+
+import pytest
+import tasks
+from classification import run
+from conftest import CLASSIFICATION
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+TSV = "sentence\tlabel\na good film\tpos\na bad film\tneg\nnot bad\tpos\nnot good\tneg\n"
+
+
+def files(folder, **texts):
+    """Writes each text as `split.ending`; the options of `load`."""
+    found = {"train": None, "validation": None, "test": None}
+    for split, (ending, text) in texts.items():
+        path = folder / f"{split}{ending}"
+        if ending.endswith(".gz"):
+            path.write_bytes(gzip.compress(text.encode()))
+        else:
+            path.write_bytes(text.encode() if isinstance(text, str) else text)
+        found[split] = str(path)
+    return found
+
+
+def load(folder, name="mine", texts=("sentence",), **options):
+    given = files(folder, **{k: options.pop(k) for k in tuple(options) if k in tasks.SPLITS})
+    options.setdefault("validation_rows", 1)
+    return tasks.load(name, given, texts=texts, **options)
+
+
+def test_three_kinds_of_files_give_the_same_rows(tmp_path):
+    """Red if a kind is read differently, or a label's number depends on the order of rows."""
+    rows = [line.split("\t") for line in TSV.splitlines()[1:]]
+    csv = "label,sentence\n" + "".join(f'{label},"{text}"\n' for text, label in rows)
+    jsonl = "".join(json.dumps({"sentence": t, "label": y}) + "\n" for t, y in reversed(rows))
+    kinds = {".tsv": TSV, ".csv.gz": csv, ".jsonl": jsonl}
+    for ending, text in kinds.items():
+        data = load(tmp_path, train=(ending, text), test=(".tsv", TSV), validation=(".tsv", TSV))
+        assert data.labels == ["neg", "pos"]
+        assert data.task.metrics == ("accuracy",)
+        found = sorted(zip(*(data.splits["train"][c] for c in ("first", "label")), strict=True))
+        assert found == [("a bad film", 0), ("a good film", 1), ("not bad", 1), ("not good", 0)]
+        assert data.texts == ["first"]
+
+
+def test_pairs_and_numbers(tmp_path):
+    """Red if the second sentence is dropped, or a regression's labels become classes."""
+    text = "a\tb\ty\nx\tz\t1.5\nu\tv\t-2\nu\tv\t0\n"
+    data = load(
+        *[tmp_path, "mine", ("a", "b")],
+        train=(".tsv", text),
+        test=(".tsv", text),
+        label="y",
+        regression=True,
+    )
+    assert data.labels is None
+    assert data.task.metrics == ("pearsonr", "spearmanr")
+    assert data.splits["test"].to_list()[:2] == [
+        {"first": "x", "second": "z", "label": 1.5},
+        {"first": "u", "second": "v", "label": -2.0},
+    ]
+    assert (len(data.splits["train"]), len(data.splits["validation"])) == (2, 1)
+
+
+def test_labels_are_ordered_as_numbers_and_as_the_checkpoint_has_them(tmp_path):
+    """Red if 10 sorts before 9, or a fine-tuned model's classes are renumbered."""
+    text = "sentence\tlabel\n" + "".join(f"s{i}\t{i % 11}\n" for i in range(44))
+    data = load(tmp_path, train=(".tsv", text), test=(".tsv", text))
+    assert data.labels == [str(i) for i in range(11)]
+    data = load(tmp_path, train=(".tsv", TSV), test=(".tsv", TSV), known_labels=("pos", "neg"))
+    assert data.labels == ["pos", "neg"]
+    assert load(
+        tmp_path, train=(".tsv", TSV), test=(".tsv", TSV), known_labels=("LABEL_0", "LABEL_1")
+    ).labels == ["neg", "pos"]
+
+
+def test_rows_for_validation_leave_training(tmp_path):
+    """Red if validation rows are trained on, or drawn anew with each seed."""
+    text = "sentence\tlabel\n" + "".join(f"s{i}\t{i % 2}\n" for i in range(40))
+    first, second = (
+        load(
+            tmp_path,
+            train=(".tsv", text),
+            test=(".tsv", TSV.replace("pos", "1").replace("neg", "0")),
+            validation_rows=10,
+        ).splits
+        for _ in range(2)
+    )
+    parts = [set(first[split]["first"]) for split in ("train", "validation")]
+    assert (len(parts[0]), len(parts[1]), len(parts[0] & parts[1])) == (30, 10, 0)
+    assert first["validation"]["first"] == second["validation"]["first"]
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_every_named_task(name, monkeypatch):
+    """Red if a task's columns, split or metrics are not the data set's (a stand-in for the Hub)."""
+    task = tasks.TASKS[name]
+    asked = []
+
+    def hub(path, config, revision=None):
+        asked.append((path, config, revision))
+        kind = Value("float32") if task.regression else ClassLabel(names=["no", "yes"])
+        features = {**dict.fromkeys(task.texts, Value("string")), task.label: kind}
+
+        def split(rows):
+            columns = {text: [f"{text} {i}" for i in range(rows)] for text in task.texts}
+            labels = [i % 2 for i in range(rows)]
+            return Dataset.from_dict({**columns, task.label: labels}, features=Features(features))
+
+        return DatasetDict({"train": split(12), task.test: split(4)})
+
+    monkeypatch.setattr(tasks.datasets, "load_dataset", hub)
+    data = tasks.load(name, dict.fromkeys(tasks.SPLITS), validation_rows=3)
+    assert asked == [(*task.hub, task.revision)]
+    assert data.labels == (None if name == "stsb" else ["no", "yes"])
+    assert [len(data.splits[split]) for split in tasks.SPLITS] == [9, 3, 4]
+    assert len(data.texts) == len(task.texts)
+    expected = {
+        "cola": ("matthews_correlation",),
+        "mrpc": ("accuracy", "f1"),
+        "qqp": ("accuracy", "f1"),
+        "stsb": ("pearsonr", "spearmanr"),
+    }
+    assert data.task.metrics == expected.get(name, ("accuracy",))
+
+
+BAD = {
+    "no test file": ({"train": (".tsv", TSV)}, {}, r"no --test_file"),
+    "missing column": (
+        {"train": (".tsv", TSV.replace("sentence", "text"))},
+        {},
+        r"train.tsv, line 1: .*'sentence'.*--text_columns",
+    ),
+    "no label column": (
+        {"train": (".tsv", TSV)},
+        {"label": "class"},
+        r"train.tsv, line 1: .*'class'.*--label_column",
+    ),
+    "unknown label": (
+        {"train": (".tsv", TSV), "test": (".tsv", TSV.replace("bad\tpos", "bad\tmeh"))},
+        {},
+        r"test.tsv, line 4: the label 'meh' is not among those of .*neg, pos",
+    ),
+    "empty file": ({"train": (".tsv", "")}, {}, r"train.tsv: the file is empty"),
+    "no rows": ({"train": (".tsv", "sentence\tlabel\n")}, {}, r"train.tsv.*row"),
+    "binary file": ({"train": (".tsv", b"PK\x03\x04\0\0")}, {}, r"train.tsv: this looks like zip"),
+    "one class": (
+        {"train": (".tsv", TSV.replace("pos", "neg"))},
+        {},
+        r"train.tsv: every row has the label 'neg'.*--regression",
+    ),
+    "texts as labels": (
+        {"train": (".tsv", TSV)},
+        {"texts": ("label",), "label": "sentence"},
+        r"train.tsv: 4 different labels in 4 rows",
+    ),
+    "not a number": (
+        {"train": (".tsv", TSV)},
+        {"regression": True},
+        r"train.tsv, line 2: the label 'pos' is not a finite number",
+    ),
+    "infinite": (
+        {"train": (".tsv", TSV.replace("pos", "1").replace("neg", "inf"))},
+        {"regression": True},
+        r"train.tsv, line 3: the label 'inf'",
+    ),
+    "three texts": ({"train": (".tsv", TSV)}, {"texts": ("a", "b", "c")}, r"one or two columns"),
+    "too many validation rows": (
+        {"train": (".tsv", TSV)},
+        {"validation_rows": 4},
+        r"--validation_rows is 4.*4 training rows",
+    ),
+    "unknown task": ({}, {"name": "sts-b"}, r"no task 'sts-b'; known: sst2.*--train_file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_data(case, tmp_path):
+    """Red if wrong data is trained on, or the message does not say where and what to do."""
+    given, options, message = BAD[case]
+    if given and case != "no test file":
+        given = {"test": (".tsv", TSV), **given}
+    with pytest.raises((ValueError, OSError)) as error:
+        load(tmp_path, **given, **options)
+    text = str(error.value)
+    assert re.search(message, text), text
+    assert "\n" not in text
+
+
+def test_without_a_network(tmp_path):
+    """Red if a task from the Hub ends with anything but what to do."""
+    with pytest.raises(ConnectionError, match="--train_file and --test_file"):
+        tasks.load("sst2", dict.fromkeys(tasks.SPLITS))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], r"either --model_name_or_path .* or --config_name"),
+        (["--config_name", "bert", "--max_length", "900"], r"--max_length is 900.*512 positions"),
+        (["--config_name", "bert", "--config_overrides", "hiden_size=3"], r"mean 'hidden_size'"),
+        (["--config_name", "bert", "--config_overrides", "width"], r"must be name=value"),
+        (["--config_name", "bert", "--method", "dense", "--teacher", "x"], r"sparse methods"),
+        (["--config_name", "bert", "--resume_from_checkpoint", "True"], r"nothing to resume"),
+        (
+            ["--model_name_or_path", "nowhere/here"],
+            r"--model_name_or_path nowhere/here: no such folder",
+        ),
+        (
+            ["--config_name", "bert", "--teacher", "nowhere/here"],
+            r"--teacher nowhere/here: no such",
+        ),
+        (["--config_name", "bert", "--bf16", "perhaps"], r"perhaps"),
+        (["--config_name", "bert", "--distillation_weight", "2", "--teacher", "@T"], r"at most 1"),
+        (["--model_name_or_path", "@T", "--task", "mine", "@files"], r"classifier of 2 labels"),
+    ],
+)
+def test_wrong_options_end_with_one_line(options, message, tmp_path, capsys, tiny_classifier):
+    """Red if a mistake in the options ends in a traceback, or is not named."""
+    text = "text\tlabel\n" + "".join(f"s{i}\t{'abc'[i % 3]}\n" for i in range(30))
+    given = files(tmp_path, train=(".tsv", text), test=(".tsv", text))
+    local = ["--train_file", given["train"], "--test_file", given["test"], "--validation_rows", "3"]
+    plain = CLASSIFICATION / "configs" / "finetune.yaml"
+    arguments = []
+    for option in options:
+        arguments += local if option == "@files" else [option.replace("@T", str(tiny_classifier))]
+    with pytest.raises(SystemExit) as error:
+        run(plain, *arguments, "--output_dir", tmp_path / "out")
+    assert error.value.code not in (0, None)
+    said = str(error.value.code) if isinstance(error.value.code, str) else capsys.readouterr().err
+    assert re.search(message, said, flags=re.DOTALL), said
