@@ -1,14 +1,20 @@
 """The classification recipe's data: every way of giving it, and one clear line for what is wrong."""
 
+import dataclasses
 import gzip
 import json
 import re
+import shlex
 
 import pytest
 import tasks
+from arguments import RecipeArguments
 from classification import run
-from conftest import CLASSIFICATION
+from conftest import CLASSIFICATION, ROOT
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from transformers import TrainingArguments
+
+from hf_nm.recipe_options import parse
 
 TSV = "sentence\tlabel\na good film\tpos\na bad film\tneg\nnot bad\tpos\nnot good\tneg\n"
 
@@ -233,3 +239,30 @@ def test_wrong_options_end_with_one_line(options, message, tmp_path, capsys, tin
     assert error.value.code not in (0, None)
     said = str(error.value.code) if isinstance(error.value.code, str) else capsys.readouterr().err
     assert re.search(message, said, flags=re.DOTALL), said
+
+
+def commands() -> list[list[str]]:
+    """Every training command of the recipe's README, as the shell would split it."""
+    text = (CLASSIFICATION / "README.md").read_text("utf-8")
+    variables = dict(re.findall(r'^(\w+)="(.*)"$', text, flags=re.MULTILINE))
+    found = re.findall(r"`?(accelerate launch [^`\n]*)", text)
+    for name, value in variables.items():
+        found = [command.replace(f"${name}", value) for command in found]
+    return [shlex.split(command) for command in found]
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command[-3:]))
+def test_commands_of_the_readme_parse(command):
+    """Red if an option in the table is misspelt, renamed, or takes no such value."""
+    at = command.index("recipes/classification/train.py") + 1
+    options = [str(ROOT / part) if part.endswith(".yaml") else part for part in command[at:]]
+    _, arguments = parse(
+        options, (RecipeArguments, TrainingArguments), CLASSIFICATION / "configs" / "embedded.yaml"
+    )
+    assert arguments.max_steps > 0
+
+
+def test_every_option_has_its_command():
+    """Red if an option is added without a line in the table."""
+    used = {part for command in commands() for part in command if part.startswith("--")}
+    assert {f"--{field.name}" for field in dataclasses.fields(RecipeArguments)} <= used
