@@ -1,15 +1,126 @@
-"""How a recipe's options are read: a YAML file, then the command line."""
+"""What can be set in every recipe, and how options are read: a YAML file, then the command line."""
 
 import difflib
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from torch import nn
+from transformers import AutoTokenizer, HfArgumentParser
+
+from hf_nm.distillation import Distillation
+from hf_nm.surgery import sparsify
+
+METHODS = {"dense": "dense", "fixed": "ASP", "ste": "STE", "sr-ste": "SR-STE"}  # and their names
+
+
+@dataclass
+class SparseArguments:
+    """How a recipe's model becomes sparse: options that all of them have."""
+
+    method: str = field(default="sr-ste", metadata={"choices": list(METHODS)})
+    n: int = field(default=2, metadata={"help": "weights kept of every m"})
+    m: int = field(default=4)
+    decay: float = field(
+        default=2e-4, metadata={"help": "SR-STE's pull on pruned weights, gradient units"}
+    )
+    decay_warmup_steps: int = field(
+        default=0, metadata={"help": "steps over which the decay rises linearly"}
+    )
+    mask_interval: int = field(default=1, metadata={"help": "optimizer steps between new masks"})
+    freeze_masks_at: int | None = field(
+        default=None, metadata={"help": "the last step at which masks are computed"}
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "a dense checkpoint of the same task to learn from"}
+    )
+    distillation_weight: float = field(
+        default=0.5, metadata={"help": "of the divergence from the teacher's logits, 0 to 1"}
+    )
+    temperature: float = field(default=2.0, metadata={"help": "of both models' logits there"})
+    hidden_weight: float = field(
+        default=0.0, metadata={"help": "of the squared difference of hidden states"}
+    )
+
+    @property
+    def sparse(self) -> bool:
+        """Whether anything becomes sparse."""
+        return self.method != "dense"
+
+    @property
+    def pattern(self) -> str | None:
+        """Such as ``"2:4"``; None for a dense run."""
+        return f"{self.n}:{self.m}" if self.sparse else None
+
+    def sparsify(self, model: nn.Module) -> None:
+        """Make the model sparse in place, unless the run is dense."""
+        if self.sparse:
+            sparsify(model, self.n, self.m, method=self.method, decay=self.decay)
+
+    def trainer_options(self, kind: Any, model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+        """Keyword arguments for `NMTrainer`; none for a dense run.
+
+        Args:
+            kind: the Auto class that opens the teacher.
+            model: the student.
+            tokenizer: the student's; the teacher needs the same.
+
+        Raises:
+            ValueError: there is a teacher for a dense run, of other tokens or labels, or a number of
+                the distillation is out of range.
+            OSError: there is no such teacher.
+        """
+        if not self.sparse:
+            if self.teacher:
+                raise ValueError("--teacher is for the sparse methods; leave it out with dense.")
+            return {}
+        options = {
+            "mask_interval": self.mask_interval,
+            "freeze_masks_at": self.freeze_masks_at,
+            "decay_warmup_steps": self.decay_warmup_steps,
+        }
+        if not self.teacher:
+            return options
+        try:
+            teacher = kind.from_pretrained(self.teacher)
+            tokens = AutoTokenizer.from_pretrained(self.teacher).get_vocab()
+        except (OSError, ValueError) as error:
+            there = Path(self.teacher).is_dir()
+            where = "cannot be opened" if there else "no such folder, and not on the Hub"
+            raise ValueError(f"--teacher {self.teacher}: {where}: {_first_line(error)}") from error
+        if tokens != tokenizer.get_vocab():
+            raise ValueError(
+                f"--teacher {self.teacher}: its tokenizer has other tokens ({len(tokens)}) than the "
+                f"model's ({len(tokenizer)}), so the same numbers are other words; train both from "
+                "one checkpoint, or on the same training text."
+            )
+        distillation = Distillation(
+            teacher, self.distillation_weight, self.temperature, self.hidden_weight
+        )
+        distillation.check(model)
+        return options | {"distillation": distillation}
+
+    def __str__(self) -> str:
+        """Method, pattern and whatever differs from the defaults, as in `SR-STE 2:4, decay 0.02`."""
+        said = [f"{METHODS[self.method]} {self.pattern}" if self.sparse else "dense"]
+        if self.method == "sr-ste":
+            said.append(f"decay {self.decay:g}")
+            if self.decay_warmup_steps:
+                said.append(f"rising over {self.decay_warmup_steps} steps")
+        if self.sparse and self.mask_interval > 1:
+            said.append(f"masks every {self.mask_interval} steps")
+        if self.sparse and self.freeze_masks_at:
+            said.append(f"masks frozen at {self.freeze_masks_at}")
+        if self.sparse and self.teacher:
+            said.append(f"distilled {self.distillation_weight:g}, T {self.temperature:g}")
+            if self.hidden_weight:
+                said.append(f"hidden states {self.hidden_weight:g}")
+        return ", ".join(said)
 
 
 def parse(argv: list[str], kinds: Iterable[Any], default: Path) -> tuple[Any, ...]:
@@ -73,3 +184,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

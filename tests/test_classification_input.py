@@ -221,7 +221,11 @@ def test_without_a_network(tmp_path):
             r"--teacher nowhere/here: no such",
         ),
         (["--config_name", "bert", "--bf16", "perhaps"], r"perhaps"),
-        (["--config_name", "bert", "--distillation_weight", "2", "--teacher", "@T"], r"at most 1"),
+        (["--config_name", "bert", "--teacher", "@T"], r"other tokens \(300\) than the model's"),
+        (
+            ["--model_name_or_path", "@T", "--distillation_weight", "2", "--teacher", "@T"],
+            r"weight must be .* at most 1",
+        ),
         (["--model_name_or_path", "@T", "--task", "mine", "@files"], r"classifier of 2 labels"),
     ],
 )

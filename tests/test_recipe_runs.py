@@ -150,3 +150,15 @@ def test_wmt14_config_starts_offline(toy_files, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["steps"], results["method"]) == (2, "sr-ste")
     assert [2048, 512] in [row["shape"] for row in results["sparsity"]]
+
+
+def test_learns_from_a_teacher(toy_files, two_runs, tmp_path):
+    """Red if the options of distillation do not reach the Trainer, or padding counts as a token."""
+    one, _ = two_runs
+    given = f"--teacher {one} --distillation_weight 1 --temperature 1 --hidden_weight 0.5"
+    given += " --max_steps 1 --decay_warmup_steps 2 --save_strategy no"
+    run_here(EMBEDDED, *toy_files, *TINY.split(), *given.split(), "--output_dir", tmp_path)
+    first = next(row for row in _history(tmp_path) if "loss" in row)
+    terms = first["distillation/divergence"], first["distillation/hidden"]
+    assert min(terms) > 0
+    assert first["loss"] == pytest.approx(terms[0] + 0.5 * terms[1], rel=1e-4)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_nm.recipe_options import SparseArguments
+
 CONFIGS = Path(__file__).parent / "configs"
-METHODS = ("dense", "fixed", "ste", "sr-ste")
 METRICS = ("accuracy", "f1", "matthews_correlation", "pearsonr", "spearmanr")
 
 
 @dataclass
-class RecipeArguments:
+class RecipeArguments(SparseArguments):
     """What this recipe adds to transformers' `TrainingArguments`."""
 
     task: str = field(
@@ -55,31 +56,6 @@ class RecipeArguments:
         default=False, metadata={"help": "a new head for a checkpoint of another task"}
     )
     max_length: int = field(default=128, metadata={"help": "tokens; longer texts are cut"})
-
-    method: str = field(default="sr-ste", metadata={"choices": METHODS})
-    n: int = field(default=2, metadata={"help": "weights kept of every m"})
-    m: int = field(default=4)
-    decay: float = field(
-        default=2e-4, metadata={"help": "SR-STE's pull on pruned weights, gradient units"}
-    )
-    decay_warmup_steps: int = field(
-        default=0, metadata={"help": "steps over which the decay rises linearly"}
-    )
-    mask_interval: int = field(default=1, metadata={"help": "optimizer steps between new masks"})
-    freeze_masks_at: int | None = field(
-        default=None, metadata={"help": "step from which masks stay"}
-    )
-
-    teacher: str | None = field(
-        default=None, metadata={"help": "a dense checkpoint of the same task to learn from"}
-    )
-    distillation_weight: float = field(
-        default=0.5, metadata={"help": "of the divergence from the teacher's logits, 0 to 1"}
-    )
-    temperature: float = field(default=2.0, metadata={"help": "of both models' logits there"})
-    hidden_weight: float = field(
-        default=0.0, metadata={"help": "of the squared difference of hidden states"}
-    )
 
     dense_run: str | None = field(
         default=None, metadata={"help": "output directory of the dense run, for the card"}

@@ -42,19 +42,13 @@ from transformers.utils.logging import disable_progress_bar
 from wordpiece import train_wordpiece
 
 import hf_nm
-from hf_nm import metrics
+from hf_nm.metrics import F1, Accuracy, MatthewsCorrelation, Pearson, Spearman
 from hf_nm.predictions import write_predictions
 from hf_nm.recipe_options import one_line_errors, parse
 from hf_nm.results import environment, plot_sad, read_scores, sad_summary, write_results
 
 STARTED = time.perf_counter()
-METRICS = {
-    "accuracy": metrics.Accuracy,
-    "f1": metrics.F1,
-    "matthews_correlation": metrics.MatthewsCorrelation,
-    "pearsonr": metrics.Pearson,
-    "spearmanr": metrics.Spearman,
-}
+METRICS = {metric.key: metric for metric in (Accuracy, F1, MatthewsCorrelation, Pearson, Spearman)}
 
 
 def classification_loss(outputs, labels, num_items_in_batch=None) -> torch.Tensor:
@@ -77,27 +71,6 @@ def score(names, predictions, references) -> dict[str, float]:
     """The task's metrics, each in its own unit."""
     combined = evaluate.combine([METRICS[name](keep_in_memory=True) for name in names])
     return combined.compute(predictions=predictions, references=references)
-
-
-def arm_name(recipe: RecipeArguments) -> str:
-    """Method, pattern and whatever differs from the defaults: what one row of a table is."""
-    if recipe.method == "dense":
-        return "dense"
-    name = {"fixed": "ASP", "ste": "STE", "sr-ste": "SR-STE"}[recipe.method]
-    options = []
-    if recipe.method == "sr-ste":
-        options.append(f"decay {recipe.decay:g}")
-        if recipe.decay_warmup_steps:
-            options.append(f"rising over {recipe.decay_warmup_steps} steps")
-    if recipe.mask_interval > 1:
-        options.append(f"masks every {recipe.mask_interval} steps")
-    if recipe.freeze_masks_at:
-        options.append(f"masks frozen at {recipe.freeze_masks_at}")
-    if recipe.teacher:
-        options.append(f"distilled {recipe.distillation_weight:g}, T {recipe.temperature:g}")
-        if recipe.hidden_weight:
-            options.append(f"hidden states {recipe.hidden_weight:g}")
-    return ", ".join([f"{name} {recipe.n}:{recipe.m}", *options])
 
 
 def read_config(option: str, name: str, **changes):
@@ -223,7 +196,6 @@ def main() -> None:
         datasets.disable_progress_bars()
         disable_progress_bar()
     set_seed(arguments.seed)
-    sparse = recipe.method != "dense"
 
     # ---- Data, tokenizer, model, teacher: whatever is wrong with the input shows here
     with one_line_errors(), state.main_process_first():  # the others find a download finished
@@ -253,18 +225,7 @@ def main() -> None:
             known_labels=known_labels,
         )
         tokenizer, model = load_model(recipe, data, out, resumed_from)
-        teacher = None
-        if recipe.teacher:
-            if not sparse:
-                raise ValueError("--teacher is for the sparse methods; leave it out with dense.")
-            read_config("teacher", recipe.teacher)
-            teacher = hf_nm.Distillation(
-                AutoModelForSequenceClassification.from_pretrained(recipe.teacher),
-                weight=recipe.distillation_weight,
-                temperature=recipe.temperature,
-                hidden_weight=recipe.hidden_weight,
-            )
-            teacher.check(model)
+        options = recipe.trainer_options(AutoModelForSequenceClassification, model, tokenizer)
 
     def tokenize(rows: dict[str, list]) -> dict[str, list]:
         return tokenizer(
@@ -283,16 +244,7 @@ def main() -> None:
         )
 
     # ---- Training
-    if sparse:
-        hf_nm.sparsify(model, recipe.n, recipe.m, method=recipe.method, decay=recipe.decay)
-    options = {}
-    if sparse:
-        options = {
-            "mask_interval": recipe.mask_interval,
-            "freeze_masks_at": recipe.freeze_masks_at,
-            "decay_warmup_steps": recipe.decay_warmup_steps,
-            "distillation": teacher,
-        }
+    recipe.sparsify(model)
 
     def compute_metrics(prediction) -> dict[str, float]:
         logits = prediction.predictions
@@ -303,7 +255,7 @@ def main() -> None:
         "labels"
     ]  # the loss function takes them, whatever the model's signature
 
-    class RecipeTrainer(SameBatches, hf_nm.NMTrainer if sparse else Trainer):
+    class RecipeTrainer(SameBatches, hf_nm.NMTrainer if recipe.sparse else Trainer):
         pass
 
     trainer = RecipeTrainer(
@@ -362,7 +314,7 @@ def main() -> None:
     log.info(f"test: {' '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
 
     if state.is_main_process:
-        sparse_rows = hf_nm.verify(out).layers if sparse else []
+        sparse_rows = hf_nm.verify(out).layers if recipe.sparse else []
         launcher = (
             ["accelerate", "launch"]
             if "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -373,9 +325,9 @@ def main() -> None:
             "recipe": "classification",
             "task": recipe.task,
             "data": f"{recipe.task} ({scored})",
-            "arm": recipe.arm or arm_name(recipe),
+            "arm": recipe.arm or str(recipe),
             "method": recipe.method,
-            "pattern": f"{recipe.n}:{recipe.m}" if sparse else None,
+            "pattern": recipe.pattern,
             "decay": recipe.decay if recipe.method == "sr-ste" else None,
             "score": {
                 "metric": " and ".join(data.task.metrics),
@@ -397,7 +349,7 @@ def main() -> None:
                 "nm_weights": sum(prod(row.shape) for row in sparse_rows),
                 "nm_weights_kept": sum(row.kept for row in sparse_rows),
             },
-            "sad": sad_summary(trainer.state.log_history) if sparse else None,
+            "sad": sad_summary(trainer.state.log_history) if recipe.sparse else None,
             "steps": trainer.state.global_step,
             "steps_before": updates_before(recipe.model_name_or_path),
             "teacher_steps": updates_before(recipe.teacher),
@@ -413,7 +365,7 @@ def main() -> None:
         print(write_results(results, out, f"{recipe.task}, {results['arm']}"))
         write_predictions(out, references, predictions)
         plot_sad(trainer.state.log_history, out / "sad.png", f"{recipe.task}, {results['arm']}")
-        if sparse:
+        if recipe.sparse:
             trainer.create_model_card(scores=read_scores(out, recipe.dense_run))
     # The others wait: the launcher would stop the first when a second one is gone.
     state.wait_for_everyone()

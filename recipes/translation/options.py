@@ -8,11 +8,10 @@ from transformers import Seq2SeqTrainingArguments
 from hf_nm import recipe_options
 
 DEFAULT = Path(__file__).parent / "configs" / "embedded.yaml"
-METHODS = ("dense", "ste", "sr-ste", "fixed")
 
 
 @dataclass
-class RecipeArguments:
+class RecipeArguments(recipe_options.SparseArguments):
     """What this recipe adds to transformers' `Seq2SeqTrainingArguments`."""
 
     corpus: str = field(default="embedded", metadata={"choices": ["embedded", "files", "wmt14"]})
@@ -29,17 +28,6 @@ class RecipeArguments:
     )
     target_column: str = field(
         default="de", metadata={"help": "name of the target in TSV, CSV and JSONL"}
-    )
-
-    method: str = field(default="sr-ste", metadata={"choices": METHODS})
-    n: int = field(default=2, metadata={"help": "weights kept of every m"})
-    m: int = field(default=4)
-    decay: float = field(
-        default=2e-4, metadata={"help": "SR-STE's pull on pruned weights, gradient units"}
-    )
-    mask_interval: int = field(default=1, metadata={"help": "optimizer steps between new masks"})
-    freeze_masks_at: int | None = field(
-        default=None, metadata={"help": "step from which masks stay"}
     )
 
     vocab_size: int = field(default=8000, metadata={"help": "joint byte-level BPE, both languages"})

@@ -39,6 +39,7 @@ from vocabulary import train_bpe
 
 import hf_nm
 from hf_nm.metrics import SacreBLEU
+from hf_nm.recipe_options import one_line_errors
 from hf_nm.results import environment, plot_sad, sad_summary, write_results
 
 STARTED = time.perf_counter()
@@ -173,16 +174,12 @@ def main() -> None:
             forced_eos_token_id=None,
         )
     )
-    if recipe.method != "dense":
-        hf_nm.sparsify(model, recipe.n, recipe.m, method=recipe.method, decay=recipe.decay)
+    with one_line_errors():
+        options = recipe.trainer_options(AutoModelForSeq2SeqLM, model, tokenizer)
+    recipe.sparsify(model)
 
     # ---- Training
-    base, options = Seq2SeqTrainer, {}
-    if recipe.method != "dense":
-        base = hf_nm.NMSeq2SeqTrainer
-        options = {"mask_interval": recipe.mask_interval, "freeze_masks_at": recipe.freeze_masks_at}
-
-    class Trainer(TokenBatches, base):
+    class Trainer(TokenBatches, hf_nm.NMSeq2SeqTrainer if recipe.sparse else Seq2SeqTrainer):
         max_tokens = recipe.max_tokens
         sort_window = recipe.sort_window
 
@@ -250,8 +247,7 @@ def main() -> None:
         )["score"]
 
     if state.is_main_process:
-        sparse = recipe.method != "dense"
-        rows = hf_nm.verify(out).layers if sparse else []
+        rows = hf_nm.verify(out).layers if recipe.sparse else []
         launcher = (
             ["accelerate", "launch"]
             if "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -261,7 +257,7 @@ def main() -> None:
             "recipe": "translation",
             "data": "files" if recipe.train_files else recipe.corpus,
             "method": recipe.method,
-            "pattern": f"{recipe.n}:{recipe.m}" if sparse else None,
+            "pattern": recipe.pattern,
             "decay": recipe.decay if recipe.method == "sr-ste" else None,
             "score": {
                 "metric": "BLEU",
@@ -277,7 +273,7 @@ def main() -> None:
                 "nm_weights": sum(prod(row.shape) for row in rows),
                 "nm_weights_kept": sum(row.kept for row in rows),
             },
-            "sad": sad_summary(trainer.state.log_history) if sparse else None,
+            "sad": sad_summary(trainer.state.log_history) if recipe.sparse else None,
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
             "pairs": {split: len(rows) for split, rows in splits.items()},
