@@ -77,8 +77,9 @@ def test_labels_are_ordered_as_numbers_and_as_the_checkpoint_has_them(tmp_path):
     text = "sentence\tlabel\n" + "".join(f"s{i}\t{i % 11}\n" for i in range(44))
     data = load(tmp_path, train=(".tsv", text), test=(".tsv", text))
     assert data.labels == [str(i) for i in range(11)]
-    data = load(tmp_path, train=(".tsv", TSV), test=(".tsv", TSV), known_labels=("pos", "neg"))
+    data = load(tmp_path, train=(".tsv", TSV), test=(".tsv", TSV), known_labels=("Pos", "Neg"))
     assert data.labels == ["pos", "neg"]
+    assert data.splits["test"]["label"] == [0, 1, 0, 1]
     assert load(
         tmp_path, train=(".tsv", TSV), test=(".tsv", TSV), known_labels=("LABEL_0", "LABEL_1")
     ).labels == ["neg", "pos"]
@@ -226,18 +227,25 @@ def test_without_a_network(tmp_path):
             ["--model_name_or_path", "@T", "--distillation_weight", "2", "--teacher", "@T"],
             r"weight must be .* at most 1",
         ),
-        (["--model_name_or_path", "@T", "--task", "mine", "@files"], r"classifier of 2 labels"),
+        (
+            ["--model_name_or_path", "@T", "--task", "mine", "@files"],
+            r"2 labels \(neg.*3 \(a, b, c\)",
+        ),
+        (["--model_name_or_path", "@T", "--task", "mine", "@two"], r"2 labels \(neg.*2 \(a, b\)"),
     ],
 )
 def test_wrong_options_end_with_one_line(options, message, tmp_path, capsys, tiny_classifier):
     """Red if a mistake in the options ends in a traceback, or is not named."""
-    text = "text\tlabel\n" + "".join(f"s{i}\t{'abc'[i % 3]}\n" for i in range(30))
+    classes = "ab" if "@two" in options else "abc"
+    text = "text\tlabel\n" + "".join(f"s{i}\t{classes[i % len(classes)]}\n" for i in range(30))
     given = files(tmp_path, train=(".tsv", text), test=(".tsv", text))
     local = ["--train_file", given["train"], "--test_file", given["test"], "--validation_rows", "3"]
     plain = CLASSIFICATION / "configs" / "finetune.yaml"
     arguments = []
     for option in options:
-        arguments += local if option == "@files" else [option.replace("@T", str(tiny_classifier))]
+        arguments += (
+            local if option in ("@files", "@two") else [option.replace("@T", str(tiny_classifier))]
+        )
     with pytest.raises(SystemExit) as error:
         run(plain, *arguments, "--output_dir", tmp_path / "out")
     assert error.value.code not in (0, None)

@@ -117,7 +117,7 @@ def load(
     if len(task.texts) > 2:
         raise ValueError(f"--text_columns takes one or two columns, but got {list(task.texts)}.")
     if any(files.values()):
-        splits, labels = _from_files(files, task, known_labels)
+        splits, labels = _from_files(files, task)
     elif name == "embedded":
         splits, labels = _embedded()
     elif known:
@@ -127,6 +127,8 @@ def load(
             f"no task {name!r}; known: {', '.join(TASKS)}, embedded; or give --train_file and "
             "--test_file."
         )
+    if labels is not None:
+        splits, labels = _in_known_order(splits, labels, known_labels)
     if "validation" not in splits:
         if not 0 < validation_rows < len(splits["train"]):
             raise ValueError(
@@ -138,8 +140,23 @@ def load(
     return Labelled(DatasetDict({split: splits[split] for split in SPLITS}), labels, task)
 
 
+def _in_known_order(
+    splits: dict[str, Dataset], labels: list[str], known: Sequence[str]
+) -> tuple[dict[str, Dataset], list[str]]:
+    """The same rows with the numbers that a trained classifier gives these labels, if it has them:
+    MNLI checkpoints, for one, come in several orders."""
+    number = {label.casefold(): i for i, label in enumerate(known)}
+    new = [number.get(label.casefold()) for label in labels]
+    if sorted(new, key=str) != sorted(range(len(known)), key=str) or new == [*range(len(known))]:
+        return splits, labels
+    return {
+        split: rows.map(lambda label: {"label": new[label]}, input_columns="label")
+        for split, rows in splits.items()
+    }, [labels[new.index(i)] for i in range(len(new))]
+
+
 def _from_files(
-    files: dict[str, str | None], task: Task, known_labels: Sequence[str]
+    files: dict[str, str | None], task: Task
 ) -> tuple[dict[str, Dataset], list[str] | None]:
     for split in ("train", "test"):
         if not files[split]:
@@ -170,8 +187,6 @@ def _from_files(
             f"{given['train']}: {len(labels)} different labels in {len(rows['train'])} rows, such "
             f"as {labels[0]!r}; see --label_column, or give --regression for numbers."
         )
-    if set(known_labels) == set(labels):
-        labels = list(known_labels)
     number = {label: i for i, label in enumerate(labels)}
     for split, found in rows.items():
         for line, _, value in found:

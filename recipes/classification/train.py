@@ -11,6 +11,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -153,15 +154,18 @@ def load_model(recipe: RecipeArguments, data: tasks.Labelled, out: Path, resumed
             )
         return tokenizer, AutoModelForSequenceClassification.from_config(config)
     was = read_config("model_name_or_path", source)
-    headed = any("ForSequenceClassification" in name for name in was.architectures or [])
-    labels = 1 if data.labels is None else len(data.labels)
-    if headed and was.num_labels != labels and not recipe.ignore_mismatched_sizes:
-        raise ValueError(
-            f"{source} is a classifier of {was.num_labels} labels "
-            f"({', '.join(map(str, was.id2label.values()))}), but {recipe.task} has {labels} "
-            f"({', '.join(data.labels or ['a number'])}); start from the pretrained model, or give "
-            "--ignore_mismatched_sizes for a new head."
-        )
+    if any("ForSequenceClassification" in name for name in was.architectures or []):
+        had, has = list(map(str, was.id2label.values())), data.labels or ["a number"]
+        unnamed = data.labels is None or all(re.fullmatch(r"LABEL_\d+", name) for name in had)
+        alike = unnamed or {*map(str.casefold, had)} == {*map(str.casefold, has)}
+        new_head = recipe.ignore_mismatched_sizes and len(had) != len(has)
+        if not new_head and (len(had) != len(has) or not alike):
+            raise ValueError(
+                f"{source} is a classifier of {len(had)} labels ({', '.join(had)}), but "
+                f"{recipe.task} has {len(has)} ({', '.join(has)}); start from the pretrained model, "
+                "or name the labels alike (another number of them: --ignore_mismatched_sizes True "
+                "makes a new head)."
+            )
     model = AutoModelForSequenceClassification.from_pretrained(
         source, **head, ignore_mismatched_sizes=recipe.ignore_mismatched_sizes
     )
