@@ -43,7 +43,7 @@ def compare(folders: Sequence[str | Path], write_to: str | Path | None = None) -
         FileNotFoundError: a folder has no results.
         ValueError: no folder, or the scores were computed in different ways.
     """
-    runs = [(path.parent.name, read_run(path)) for path in map(_results_file, folders)]
+    runs = [(path.parent.name, read_run(path)) for path in map(results_file, folders)]
     if not runs:
         raise ValueError("nothing to compare; give at least one output directory.")
     signatures = {(run["score"]["metric"], run["score"]["signature"]) for _, run in runs}
@@ -111,7 +111,7 @@ def compare_tasks(
             dense run on a task, different references or signatures on a task, a score that is not
             that of the predictions beside it; or `against` is no sparse arm.
     """
-    runs = [_read_task_run(_results_file(folder)) for folder in folders]
+    runs = [_read_task_run(results_file(folder)) for folder in folders]
     dense = _dense_arm(runs)
     arms = list(dict.fromkeys([dense, *(run.arm for run in runs)]))
     tasks = {name: _task(name, runs) for name in dict.fromkeys(run.task for run in runs)}
@@ -196,7 +196,8 @@ class _TaskRun:
     @property
     def seconds(self) -> float:
         """Of an update: arms that start from another run's checkpoint take fewer."""
-        return self.facts["time"]["train_s"] / self.facts["steps"]
+        time = self.facts["time"]
+        return time["train_s"] / time.get("steps", self.facts["steps"])
 
     @property
     def scored_as(self) -> tuple[str, tuple[str, ...], str]:
@@ -363,7 +364,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _results_file(folder: str | Path) -> Path:
+def results_file(folder: str | Path) -> Path:
     folder = Path(folder)
     return folder if folder.suffix == ".json" else folder / "results.json"
 

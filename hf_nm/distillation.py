@@ -7,6 +7,7 @@ first two as in Hinton et al. 2015 (arXiv 1503.02531): logits divided by the tem
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 # Where a model's outputs keep the states of its layers.
 _STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
 _MULTI_LABEL = "multi_label_classification"
+_UNNAMED = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,20 +89,32 @@ class Distillation:
                 "the teacher and the model share parameters, so the teacher would train too; load it "
                 "a second time, or take copy.deepcopy(model) before hf_nm.sparsify"
             )
-        kind = getattr(getattr(student, "config", None), "problem_type", None)
-        if self.weight and kind == _MULTI_LABEL:
+        ours, theirs = (getattr(model, "config", None) for model in (student, self.teacher))
+        kind, classes = getattr(ours, "problem_type", None), getattr(ours, "num_labels", None)
+        if self.weight and (kind == _MULTI_LABEL or (kind == "regression" and classes != 1)):
             raise ValueError(
-                f"distillation compares one distribution over classes, but problem_type is {kind}; use "
-                "weight=0 with a hidden_weight"
+                f"distillation compares one distribution over classes, but problem_type is {kind} with "
+                f"{classes} labels; use weight=0 with a hidden_weight"
             )
-        ours, theirs = (
-            getattr(getattr(m, "config", None), "id2label", None) or {}
-            for m in (student, self.teacher)
-        )
-        if ours != theirs and {*ours.values()} == {*theirs.values()}:
+        labels = [getattr(config, "id2label", None) or {} for config in (ours, theirs)]
+        if self.weight and len(labels[0]) != len(labels[1]):
             raise ValueError(
-                f"the teacher has the model's labels in another order: {theirs}, the model "
-                f"{ours}; train both with the same id2label"
+                f"the teacher has {len(labels[1])} labels ({labels[1]}), the model {len(labels[0])} "
+                f"({labels[0]}); take a teacher of the same task"
+            )
+        # LABEL_0 and so on are what a config says where nobody named them.
+        named = [
+            {
+                i: str(name).casefold()
+                for i, name in each.items()
+                if not _UNNAMED.fullmatch(str(name))
+            }
+            for each in labels
+        ]
+        if self.weight and all(named) and named[0] != named[1]:
+            raise ValueError(
+                f"the teacher's labels are {labels[1]}, the model's {labels[0]}; both need the same "
+                "names for the same numbers: train them with one id2label"
             )
 
     def terms(
@@ -236,6 +250,11 @@ def counted_positions(
         ValueError: there are no labels for logits per token, or of another shape.
     """
     if logits.dim() < 3:
+        if labels is not None and labels.shape == logits.shape and logits.shape[-1] > 1:
+            raise ValueError(
+                f"distillation compares one distribution over classes, but labels {tuple(labels.shape)} "
+                "hold several for an example; use weight=0 with a hidden_weight"
+            )
         return None
     if inputs.get("shift_labels") is not None:
         labels, shifted = inputs["shift_labels"], False

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoTokenizer, HfArgumentParser
 
 from hf_nm.distillation import Distillation
-from hf_nm.surgery import sparsify
+from hf_nm.manifest import KEY
+from hf_nm.surgery import restore, sparsify
 
 METHODS = {"dense": "dense", "fixed": "ASP", "ste": "STE", "sr-ste": "SR-STE"}  # and their names
 
@@ -58,9 +59,25 @@ class SparseArguments:
         return f"{self.n}:{self.m}" if self.sparse else None
 
     def sparsify(self, model: nn.Module) -> None:
-        """Make the model sparse in place, unless the run is dense."""
-        if self.sparse:
-            sparsify(model, self.n, self.m, method=self.method, decay=self.decay)
+        """Make the model sparse in place, unless the run is dense; a sparse checkpoint trains on.
+
+        Raises:
+            ValueError: pattern or decay is out of range, nothing can be sparse, or the checkpoint is
+                sparse in another pattern, or for a dense run.
+        """
+        config: Any = model.config
+        manifest = getattr(config, KEY, None)
+        if manifest is None:
+            if self.sparse:
+                sparsify(model, self.n, self.m, method=self.method, decay=self.decay)
+        elif (manifest["n"], manifest["m"]) == (self.n, self.m) and self.sparse:
+            restore(model, method=self.method, decay=self.decay)
+        else:
+            raise ValueError(
+                f"{config.name_or_path} is sparse already ({manifest['n']}:{manifest['m']}), but this "
+                f"run is {self.pattern or 'dense'}; start from a dense checkpoint, or train on with "
+                f"--n {manifest['n']} --m {manifest['m']}."
+            )
 
     def trainer_options(self, kind: Any, model: nn.Module, tokenizer: Any) -> dict[str, Any]:
         """Keyword arguments for `NMTrainer`; none for a dense run.
@@ -71,14 +88,19 @@ class SparseArguments:
             tokenizer: the student's; the teacher needs the same.
 
         Raises:
-            ValueError: there is a teacher for a dense run, of other tokens or labels, or a number of
-                the distillation is out of range.
-            OSError: there is no such teacher.
+            ValueError: there is no such teacher, or one for a dense run, without a trained head, of
+                other tokens or labels; an option is out of range, or has no effect.
         """
+        if not self.teacher:
+            for name in ("distillation_weight", "temperature", "hidden_weight"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"--{name} does nothing without --teacher; give both or none.")
         if not self.sparse:
             if self.teacher:
                 raise ValueError("--teacher is for the sparse methods; leave it out with dense.")
             return {}
+        if self.decay_warmup_steps and self.method != "sr-ste":
+            raise ValueError(f"--decay_warmup_steps is for sr-ste; {self.method} has no decay.")
         options = {
             "mask_interval": self.mask_interval,
             "freeze_masks_at": self.freeze_masks_at,
@@ -86,13 +108,15 @@ class SparseArguments:
         }
         if not self.teacher:
             return options
-        try:
-            teacher = kind.from_pretrained(self.teacher)
-            tokens = AutoTokenizer.from_pretrained(self.teacher).get_vocab()
-        except (OSError, ValueError) as error:
-            there = Path(self.teacher).is_dir()
-            where = "cannot be opened" if there else "no such folder, and not on the Hub"
-            raise ValueError(f"--teacher {self.teacher}: {where}: {_first_line(error)}") from error
+        teacher, loading = opened(kind, "teacher", self.teacher, output_loading_info=True)
+        if loading["missing_keys"]:
+            missing = sorted(loading["missing_keys"])
+            raise ValueError(
+                f"--teacher {self.teacher}: lacks {len(missing)} weights of {type(teacher).__name__} "
+                f"(first: {missing[0]}), which would be random; give a checkpoint that was trained on "
+                "this task."
+            )
+        tokens = opened(AutoTokenizer, "teacher", self.teacher).get_vocab()
         if tokens != tokenizer.get_vocab():
             raise ValueError(
                 f"--teacher {self.teacher}: its tokenizer has other tokens ({len(tokens)}) than the "
@@ -186,5 +210,16 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def opened(kind: Any, option: str, name: str, **options: Any) -> Any:
+    """``kind.from_pretrained(name, **options)`` of an option's value.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it cannot be opened: one line that names the option.
+    """
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        there = Path(name).is_dir()
+        where = "cannot be opened" if there else "no such folder, and not on the Hub"
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"--{option} {name}: {where}: {said}") from error

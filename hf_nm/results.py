@@ -226,7 +226,8 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list[Score]:
-    """The test score in a run's `results.json`; nothing if the folder has none, or another's.
+    """The test score in a run's `results.json`; nothing if the folder has none, another's, or one that
+    is not finite.
 
     Args:
         folder: the output directory of a recipe.
@@ -255,6 +256,8 @@ def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list
             )
         dense = other["score"]["test"]
     score = run["score"]
+    if not math.isfinite(score["test"]):  # the correlation with a constant has no value
+        return []
     data = run.get("data") or run.get("recipe", "test set")
     return [Score(score["metric"], score["test"], data, dense=dense, signature=score["signature"])]
 
@@ -278,13 +281,16 @@ def read_run(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it lacks a key that every recipe writes.
+        ValueError: it is damaged, or lacks a key that every recipe writes.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no results here; a recipe writes results.json when it has finished."
         )
-    run = json.loads(path.read_text("utf-8"))
+    try:
+        run = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not whole JSON ({error}); run the recipe again.") from error
     keys = ("method", "score", "time", "steps")
     missing = [key for key in keys if not isinstance(run, dict) or key not in run]
     if missing:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_nm.distillation import Distillation, counted_positions
 from hf_nm.optim import Attachment, attach
@@ -208,13 +211,10 @@ class _NMTrainerMixin(_Base):
         # What the student was given, without what the Trainer took out for its own loss.
         with torch.no_grad(), self.accelerator.autocast():
             teacher = heard.teacher(**inputs)
-        counted = None
-        if heard.weight and isinstance(outputs.get("logits"), Tensor):
-            student = self.accelerator.unwrap_model(model)
-            shifted = getattr(student, "loss_type", None) == "ForCausalLM" and not getattr(
-                student.config, "is_encoder_decoder", False
-            )
-            counted = counted_positions(outputs["logits"], inputs, labels, shifted)
+        logits, counted = outputs.get("logits"), None
+        if isinstance(logits, Tensor) and (heard.weight or labels is not None):
+            counted = counted_positions(logits, inputs, labels, _shifts_labels(self, model))
+            self._check_divisor(task, logits, labels, num_items_in_batch)
         terms, weighted = heard.terms(outputs, teacher, inputs, counted)
         for name, term in terms.items():
             self._heard[name] = self._heard.get(name, 0.0) + term.detach()
@@ -222,6 +222,27 @@ class _NMTrainerMixin(_Base):
         share = self._share(labels, counted, num_items_in_batch)
         loss = (1 - heard.weight) * task + share * weighted
         return (loss, outputs) if return_outputs else loss
+
+    def _check_divisor(
+        self, task: Tensor, logits: Tensor, labels: Tensor | None, num_items_in_batch: Any
+    ) -> None:
+        """Raise ``ValueError`` where a classifier's own loss is a mean whatever it is told to divide by
+        (BERT's, for one): the Trainer adds these up, and the teacher's part would shrink beside them."""
+        if self.compute_loss_func or self._times or num_items_in_batch is None or labels is None:
+            return
+        if logits.dim() != 2 or labels.dim() != 1 or labels.is_floating_point():
+            return
+        items, factor = (labels != -100).sum(), self._share(labels, None, num_items_in_batch)
+        mean = functional.cross_entropy(logits.float(), labels).detach()
+        given, right = task.detach().float(), mean * factor
+        wrong = right * num_items_in_batch / items
+        if torch.isclose(given, wrong, rtol=1e-3) and not torch.isclose(given, right, rtol=1e-3):
+            raise ValueError(
+                f"{type(self.model).__name__}'s loss ignores num_items_in_batch, so with accumulation "
+                "or several processes the Trainer adds up means, and the teacher counts for less; pass "
+                "compute_loss_func=, a loss summed over examples and divided by num_items_in_batch "
+                "(without accumulation average_tokens_across_devices=False is enough)"
+            )
 
     def _share(
         self, labels: Tensor | None, counted: Tensor | None, num_items_in_batch: Tensor | int | None
@@ -271,6 +292,17 @@ class NMTrainer(_NMTrainerMixin, Trainer):
 
 class NMSeq2SeqTrainer(_NMTrainerMixin, Seq2SeqTrainer):
     """transformers' ``Seq2SeqTrainer`` for a sparsified model; otherwise as :class:`NMTrainer`."""
+
+
+def _shifts_labels(trainer: Trainer, model: nn.Module) -> bool:
+    """Whether the logits at position t predict label t + 1, as in causal language models."""
+    student = trainer.accelerator.unwrap_model(model)
+    student = student.get_base_model() if hasattr(student, "get_base_model") else student
+    if getattr(student.config, "is_encoder_decoder", False):
+        return False
+    # Classes named ...LMHeadModel have no loss_type, multimodal ones another name for the same loss.
+    causal = LOSS_MAPPING.get(getattr(student, "loss_type", None) or "") is ForCausalLMLoss
+    return causal or type(student).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def _require_sparse(model: nn.Module | None) -> nn.Module:

@@ -85,6 +85,19 @@ def test_labels_are_ordered_as_numbers_and_as_the_checkpoint_has_them(tmp_path):
     ).labels == ["neg", "pos"]
 
 
+def test_f1_is_of_the_positive_class(tmp_path):
+    """Red if F1 is of whichever class sorts last, or comes second in a checkpoint."""
+    text = TSV.replace("pos", "equivalent").replace("neg", "not_equivalent")
+    for known in ((), ("equivalent", "not_equivalent"), ("not_equivalent", "equivalent")):
+        given = {"train": (".tsv", text), "test": (".tsv", text), "known_labels": known}
+        data = load(tmp_path, "mrpc", **given)
+        scored = [data.scored[number] for number in data.splits["test"]["label"]]
+        assert scored == [1, 0, 1, 0]
+    given = {"train": (".tsv", TSV), "test": (".tsv", TSV), "metrics": ("f1",), "positive": "neg"}
+    data = load(tmp_path, **given)
+    assert [data.scored[number] for number in data.splits["test"]["label"]] == [0, 1, 0, 1]
+
+
 def test_rows_for_validation_leave_training(tmp_path):
     """Red if validation rows are trained on, or drawn anew with each seed."""
     text = "sentence\tlabel\n" + "".join(f"s{i}\t{i % 2}\n" for i in range(40))
@@ -106,11 +119,12 @@ def test_rows_for_validation_leave_training(tmp_path):
 def test_every_named_task(name, monkeypatch):
     """Red if a task's columns, split or metrics are not the data set's (a stand-in for the Hub)."""
     task = tasks.TASKS[name]
+    names = ["no", task.positive]
     asked = []
 
     def hub(path, config, revision=None):
         asked.append((path, config, revision))
-        kind = Value("float32") if task.regression else ClassLabel(names=["no", "yes"])
+        kind = Value("float32") if task.regression else ClassLabel(names=names)
         features = {**dict.fromkeys(task.texts, Value("string")), task.label: kind}
 
         def split(rows):
@@ -123,7 +137,7 @@ def test_every_named_task(name, monkeypatch):
     monkeypatch.setattr(tasks.datasets, "load_dataset", hub)
     data = tasks.load(name, dict.fromkeys(tasks.SPLITS), validation_rows=3)
     assert asked == [(*task.hub, task.revision)]
-    assert data.labels == (None if name == "stsb" else ["no", "yes"])
+    assert data.labels == (None if name == "stsb" else names)
     assert [len(data.splits[split]) for split in tasks.SPLITS] == [9, 3, 4]
     assert len(data.texts) == len(task.texts)
     expected = {
@@ -175,6 +189,21 @@ BAD = {
         {"regression": True},
         r"train.tsv, line 3: the label 'inf'",
     ),
+    "accuracy of numbers": (
+        {"train": (".tsv", TSV)},
+        {"regression": True, "metrics": ("accuracy",)},
+        r"--metrics accuracy is for classes; this task has numbers",
+    ),
+    "f1 of another class": (
+        {"train": (".tsv", TSV)},
+        {"metrics": ("f1",), "positive": "good"},
+        r"f1 is of one class against another \(good\), but the labels are neg, pos",
+    ),
+    "numbers in a task of classes": (
+        {"train": (".tsv", TSV)},
+        {"name": "mrpc", "regression": True},
+        r"mrpc has classes",
+    ),
     "three texts": ({"train": (".tsv", TSV)}, {"texts": ("a", "b", "c")}, r"one or two columns"),
     "too many validation rows": (
         {"train": (".tsv", TSV)},
@@ -209,6 +238,41 @@ def test_without_a_network(tmp_path):
     [
         ([], r"either --model_name_or_path .* or --config_name"),
         (["--config_name", "bert", "--max_length", "900"], r"--max_length is 900.*512 positions"),
+        (["--config_name", "roberta", "--max_length", "512"], r"is 512.*511 positions"),
+        (["--model_name_or_path", "@T", "--max_length", "65"], r"is 65.*64 positions"),
+        (
+            ["--config_name", "bert", "--config_overrides", "hidden_size=large"],
+            r"hidden_size=large: ",
+        ),
+        (["--config_name", "bert", "--config_overrides", "{a:1}"], r"--config_overrides \{a:1\}"),
+        (
+            ["--config_name", "bert", "--config_overrides", "vocab_size=9"],
+            r"embeddings of 9 tokens",
+        ),
+        (
+            ["--config_name", "bert", "--tokenizer_name", "no/where"],
+            r"--tokenizer_name no/where: no",
+        ),
+        (["--config_name", "bert", "--n", "4", "--m", "2"], r"n < m|1 <= n"),
+        (["--config_name", "bert", "--decay", "-1"], r"decay must be finite and >= 0"),
+        (["--config_name", "bert", "--mask_interval", "0"], r"mask_interval must be an integer"),
+        (["--config_name", "bert", "--hidden_weight", "1"], r"--hidden_weight does nothing"),
+        (
+            ["--config_name", "bert", "--method", "ste", "--decay_warmup_steps", "5"],
+            r"--decay_warmup_steps is for sr-ste",
+        ),
+        (["--config_name", "bert", "--dense_run", "nowhere"], r"nowhere.*no results here"),
+        (["--config_name", "bert", "--dense_run", "@T"], r"scored as embedded|local"),
+        (["--config_name", "bert", "--metrics", "pearsonr"], r"--metrics pearsonr is for a regr"),
+        (
+            ["--config_name", "bert", "--metrics", "f1"],
+            r"negative, positive; give --positive_label",
+        ),
+        (["--config_name", "bert", "--regression", "True"], r"other data than the embedded"),
+        (
+            ["--config_name", "bert", "--resume_from_checkpoint", "no/where"],
+            r"checkpoint in no/where",
+        ),
         (["--config_name", "bert", "--config_overrides", "hiden_size=3"], r"mean 'hidden_size'"),
         (["--config_name", "bert", "--config_overrides", "width"], r"must be name=value"),
         (["--config_name", "bert", "--method", "dense", "--teacher", "x"], r"sparse methods"),
@@ -224,8 +288,17 @@ def test_without_a_network(tmp_path):
         (["--config_name", "bert", "--bf16", "perhaps"], r"perhaps"),
         (["--config_name", "bert", "--teacher", "@T"], r"other tokens \(300\) than the model's"),
         (
-            ["--model_name_or_path", "@T", "--distillation_weight", "2", "--teacher", "@T"],
-            r"weight must be .* at most 1",
+            [
+                "--model_name_or_path",
+                "@T",
+                "--max_length",
+                "9",
+                "--teacher",
+                "@T",
+                "--temperature",
+                "0",
+            ],
+            r"temperature must be above 0",
         ),
         (
             ["--model_name_or_path", "@T", "--task", "mine", "@files"],

@@ -74,7 +74,7 @@ def test_saved_checkpoint_and_results(distilled, tiny_classifier):
     assert {row.name for row in rows} <= set(dict(model.named_parameters()))
     references, predictions = read_predictions(folder)
     assert results["score"]["test"] == accuracy_score(references, predictions)
-    assert results["score"]["signature"] == "embedded|test.tsv|rows:12|max_length:32"
+    assert results["score"]["signature"] == "local|test.tsv|rows:12|max_length:32"
     last = [row for row in history(folder) if "loss" in row][-1]
     assert {"distillation/divergence", "distillation/hidden", "nm/sad"} <= set(last)
     assert last["nm/sad"] == 0  # frozen
@@ -160,6 +160,8 @@ def test_pairs_and_a_regression(tmp_path):
 
 
 HEADS = {
+    "bart": "d_model=16,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,"
+    "decoder_attention_heads=2,encoder_ffn_dim=32,decoder_ffn_dim=32",
     "roberta": "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32",
     "deberta-v2": "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32",
     "modernbert": "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32",
@@ -178,6 +180,26 @@ def test_other_architectures(kind, data, tmp_path):
     assert results["reloaded_logits_equal"] is True
     assert results["model"]["type"] == kind
     assert hf_nm.verify(tmp_path).layers
+
+
+def test_a_sparse_checkpoint_trains_on(distilled, data, tmp_path, capsys):
+    """Red if a sparse run cannot be continued, or a dense one fills its zeros unsaid."""
+    one, _ = distilled
+    given = [PLAIN, *data, *SHORT.split(), "--model_name_or_path", one, "--output_dir", tmp_path]
+    run(*given, "--decay", "0.1", "--label_smoothing_factor", "0.5")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["nm_sparsity"]["decay"] == 0.1
+    assert history(tmp_path)[-1]["eval_loss"] > 0.5
+    for wrong in (["--method", "dense"], ["--n", "1"]):
+        with pytest.raises(SystemExit, match="is sparse already"):
+            run(*given, *wrong)
+
+
+def test_pushed_with_its_score(data, tmp_path, hub):
+    """Red if the card on the Hub is written before there is a score."""
+    options = f"--push_to_hub True --hub_model_id alice/reviews --output_dir {tmp_path}/out"
+    run(*data, *TINY.split(), *options.split())
+    assert f"{results_of(tmp_path / 'out')['score']['test']:.4g}" in hub.card("alice/reviews")
 
 
 def test_loss_is_the_mean_of_the_update():

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from trainers import build, one_layer_bert, rows, train_logs
 from training import assert_sparse
-from transformers import Trainer
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
 import hf_nm
 from hf_nm.distillation import counted_positions, hidden_difference, logit_divergence
+from hf_nm.trainer import _shifts_labels
 
 
 def teacher_of(model: nn.Module, scale: float = 0.3) -> nn.Module:
@@ -27,6 +28,12 @@ def teacher_of(model: nn.Module, scale: float = 0.3) -> nn.Module:
         for parameter in teacher.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return teacher
+
+
+def tiny_gpt2() -> nn.Module:
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=models.VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    )
 
 
 def slow_divergence(student: list[float], teacher: list[float], temperature: float) -> float:
@@ -223,21 +230,51 @@ def test_refused():
         hf_nm.Distillation("some/model")
     with pytest.raises(ValueError, match="share parameters"):
         hf_nm.Distillation(student).check(student)
-    teacher.config.id2label = {0: "LABEL_1", 1: "LABEL_0", 2: "LABEL_2"}
-    with pytest.raises(ValueError, match="another order"):
+    teacher.config.id2label = {0: "GOOD", 1: "BAD", 2: "OTHER"}
+    hf_nm.Distillation(teacher).check(student)  # whose labels have no names
+    student.config.id2label = {0: "good", 1: "bad", 2: "other"}
+    hf_nm.Distillation(teacher).check(student)
+    student.config.id2label = {0: "bad", 1: "good", 2: "other"}
+    with pytest.raises(ValueError, match="same names for the same numbers"):
         hf_nm.Distillation(teacher).check(student)
+    with pytest.raises(ValueError, match="the teacher has 5 labels"):
+        hf_nm.Distillation(models.bert(num_labels=5)).check(student)
+    student.config.problem_type = "regression"
+    with pytest.raises(ValueError, match="regression with 3 labels"):
+        hf_nm.Distillation(one_layer_bert()).check(student)
     student.config.problem_type = "multi_label_classification"
     with pytest.raises(ValueError, match="problem_type"):
         hf_nm.Distillation(one_layer_bert()).check(student)
 
 
-def test_other_classes_and_other_widths_are_refused(tmp_path):
-    """Red if a teacher of another task or size is broadcast against the student."""
-    for teacher, options, message in [
-        (models.bert(num_labels=5), {}, r"shape \(4, 5\), the model's \(4, 3\)"),
-        (models.bert(num_hidden_layers=2), {"hidden_weight": 1.0}, "same layers and width"),
-    ]:
-        distillation = hf_nm.Distillation(teacher, **options)
-        trainer = build(tmp_path, options={"distillation": distillation})
-        with pytest.raises(ValueError, match=message):
-            trainer.train()
+def test_other_widths_are_refused(tmp_path):
+    """Red if a teacher of another size is broadcast against the student."""
+    distillation = hf_nm.Distillation(models.bert(num_hidden_layers=2), hidden_weight=1.0)
+    trainer = build(tmp_path, options={"distillation": distillation})
+    with pytest.raises(ValueError, match="same layers and width"):
+        trainer.train()
+    logits = torch.zeros(4, 3), torch.zeros(4, 1)
+    with pytest.raises(ValueError, match=r"shape \(4, 1\), the model's \(4, 3\)"):
+        logit_divergence(*logits, 2.0)
+    with pytest.raises(ValueError, match="one distribution"):
+        counted_positions(logits[0], {}, torch.zeros(4, 3), shifted=False)
+
+
+def test_a_loss_that_is_not_divided_is_refused(tmp_path):
+    """Red if the teacher counts for less than its weight beside BERT's own loss, which transformers
+    adds up over the accumulated micro-batches."""
+    distillation = hf_nm.Distillation(teacher_of(one_layer_bert()))
+    trainer = build(tmp_path, options={"distillation": distillation}, gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match="BertForSequenceClassification's loss ignores"):
+        trainer.train()
+    build(tmp_path, options={"distillation": distillation}, max_steps=2).train()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shifted"), [("llama", True), ("gpt2", True), ("bert", False), ("marian", False)]
+)
+def test_who_shifts_labels(tmp_path, kind, shifted):
+    """Red if a causal model without a loss_type, as GPT-2, is compared one position late."""
+    model = tiny_gpt2() if kind == "gpt2" else models.MODELS[kind]()
+    trainer = build(tmp_path, model=hf_nm.sparsify(model))
+    assert _shifts_labels(trainer, trainer.model) == shifted

@@ -35,6 +35,9 @@ class RecipeArguments(SparseArguments):
     metrics: list[str] | None = field(
         default=None, metadata={"choices": METRICS, "help": "their mean is the score"}
     )
+    positive_label: str | None = field(
+        default=None, metadata={"help": "the class that f1 is of, if it is not 1 or the task's"}
+    )
     regression: bool = field(default=False, metadata={"help": "labels are numbers to predict"})
 
     model_name_or_path: str | None = field(

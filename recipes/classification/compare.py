@@ -4,9 +4,8 @@ python recipes/classification/compare.py out/* [--against "ASP 2:4"] [--write ta
 """
 
 import argparse
-from pathlib import Path
 
-from hf_nm.comparison import compare_tasks, plot_arms
+from hf_nm.comparison import compare_tasks, plot_arms, results_file
 from hf_nm.recipe_options import one_line_errors
 from hf_nm.results import read_run
 
@@ -23,9 +22,9 @@ if __name__ == "__main__":
     with one_line_errors():
         print(compare_tasks(options.folders, options.write, options.resamples, options.against))
         if options.plot:
-            runs = {folder: read_run(Path(folder) / "results.json") for folder in options.folders}
+            runs = {folder: read_run(results_file(folder)) for folder in options.folders}
             sparse = {
-                f"{run['task']}, {run['arm']}, seed {run['seed']}": folder
+                f"{run['task']}, {run['arm']}, seed {run['seed']}": results_file(folder).parent
                 for folder, run in runs.items()
                 if run["method"] != "dense"
             }

@@ -1,11 +1,11 @@
 """Which sentences get which label: GLUE and others by name, local files, the embedded reviews."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 from datasets import Dataset, DatasetDict
-from reviews import embedded_reviews
+from reviews import LABELS, embedded_reviews
 
 from hf_nm.text_rows import read_rows
 
@@ -15,42 +15,53 @@ class Task:
     """Where a task's data is on the Hub, and how it is scored.
 
     Args:
-        hub: data set and configuration on the Hub.
+        hub: data set and configuration on the Hub; None for local files.
         texts: columns of the one or two sentences.
         label: column of the label.
         metrics: what the field reports for it; their mean is the score, as GLUE counts it.
         test: the split that is scored. GLUE's test labels are not public, so its validation split is
             scored, and rows for validation are taken out of the training split.
         regression: whether the label is a number.
+        positive: the class that F1 is of.
         revision: of the data set on the Hub.
     """
 
-    hub: tuple[str, str | None]
-    texts: tuple[str, ...]
+    hub: tuple[str, str | None] | None = None
+    texts: tuple[str, ...] = ("text",)
     label: str = "label"
-    metrics: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[str, ...] = ()
     test: str = "validation"
     regression: bool = False
+    positive: str = "1"
     revision: str | None = None
 
 
 GLUE = "nyu-mll/glue"
 PAIR = ("sentence1", "sentence2")
+CORRELATIONS = ("pearsonr", "spearmanr")
+ACCURACY = ("accuracy",)
 TASKS = {
-    "sst2": Task((GLUE, "sst2"), ("sentence",)),
+    "sst2": Task((GLUE, "sst2"), ("sentence",), metrics=ACCURACY),
     "cola": Task((GLUE, "cola"), ("sentence",), metrics=("matthews_correlation",)),
-    "mrpc": Task((GLUE, "mrpc"), PAIR, metrics=("accuracy", "f1")),
-    "rte": Task((GLUE, "rte"), PAIR),
-    "qnli": Task((GLUE, "qnli"), ("question", "sentence")),
-    "qqp": Task((GLUE, "qqp"), ("question1", "question2"), metrics=("accuracy", "f1")),
-    "mnli": Task((GLUE, "mnli"), ("premise", "hypothesis"), test="validation_matched"),
-    "stsb": Task((GLUE, "stsb"), PAIR, metrics=("pearsonr", "spearmanr"), regression=True),
-    "ag_news": Task(("fancyzhx/ag_news", None), ("text",), test="test"),
+    "mrpc": Task((GLUE, "mrpc"), PAIR, metrics=("accuracy", "f1"), positive="equivalent"),
+    "rte": Task((GLUE, "rte"), PAIR, metrics=ACCURACY),
+    "qnli": Task((GLUE, "qnli"), ("question", "sentence"), metrics=ACCURACY),
+    "qqp": Task(
+        (GLUE, "qqp"),
+        ("question1", "question2"),
+        metrics=("accuracy", "f1"),
+        positive="duplicate",
+    ),
+    "mnli": Task(
+        (GLUE, "mnli"), ("premise", "hypothesis"), metrics=ACCURACY, test="validation_matched"
+    ),
+    "stsb": Task((GLUE, "stsb"), PAIR, metrics=CORRELATIONS, regression=True),
+    "ag_news": Task(("fancyzhx/ag_news", None), metrics=ACCURACY, test="test"),
     # the data set's own form needs a script that `datasets` no longer runs
     "trec": Task(
         ("CogComp/trec", None),
-        ("text",),
         label="coarse_label",
+        metrics=ACCURACY,
         test="test",
         revision="refs/convert/parquet",
     ),
@@ -66,13 +77,16 @@ class Labelled:
 
     Args:
         splits: train, validation and test with columns `first`, `second` (of pairs) and `label`: the
-            class's number, or a float.
-        labels: names of the classes by number; None for a regression.
+            class's number in the model, or a float.
+        labels: names of the classes by their number in the model; None for a regression.
+        scored: for each of these classes its number in scores and predictions, whatever order a
+            trained model has them in; for F1 1 is the positive one.
         task: how it is scored.
     """
 
     splits: DatasetDict
     labels: list[str] | None
+    scored: list[int]
     task: Task
 
     @property
@@ -88,6 +102,7 @@ def load(
     texts: Sequence[str] | None = None,
     label: str | None = None,
     metrics: Sequence[str] | None = None,
+    positive: str | None = None,
     regression: bool = False,
     validation_rows: int = 500,
     known_labels: Sequence[str] = (),
@@ -97,38 +112,33 @@ def load(
     Args:
         name: a key of `TASKS`, `embedded`, or anything for local files.
         files: train, validation (may be None) and test.
-        texts, label, metrics, regression: in place of the task's own.
+        texts, label, metrics, positive, regression: in place of the task's own.
         validation_rows: taken out of the training rows where there is no validation split.
         known_labels: those of a trained classifier; its order is kept if it has the same ones.
     """
-    known = TASKS.get(name)
-    task = Task(
-        hub=known.hub if known else ("", None),
-        texts=tuple(texts or (known.texts if known else ("text",))),
-        label=label or (known.label if known and not any(files.values()) else "label"),
-        metrics=tuple(metrics or (known.metrics if known else ())),
-        test=known.test if known else "test",
-        regression=regression or bool(known and known.regression),
-        revision=known.revision if known else None,
-    )
-    if not task.metrics:
-        default = ("pearsonr", "spearmanr") if task.regression else ("accuracy",)
-        task = Task(**{**vars(task), "metrics": default})
-    if len(task.texts) > 2:
-        raise ValueError(f"--text_columns takes one or two columns, but got {list(task.texts)}.")
-    if any(files.values()):
-        splits, labels = _from_files(files, task)
-    elif name == "embedded":
-        splits, labels = _embedded()
-    elif known:
-        splits, labels = _from_hub(name, task)
-    else:
+    local = any(files.values())
+    if not local and name not in (*TASKS, "embedded"):
         raise ValueError(
             f"no task {name!r}; known: {', '.join(TASKS)}, embedded; or give --train_file and "
             "--test_file."
         )
+    if not local and name == "embedded" and (texts or label or regression):
+        raise ValueError(
+            "--text_columns, --label_column and --regression are for other data than the embedded; "
+            "give --task or --train_file and --test_file."
+        )
+    task = _task(name, local, texts, label, metrics, regression)
+    if local:
+        splits, labels = _from_files(files, task)
+    elif name == "embedded":
+        splits, labels = _embedded()
+    else:
+        splits, labels = _from_hub(task)
+    scored: list[int] = []
     if labels is not None:
+        own = _positive_last(labels, task, positive)
         splits, labels = _in_known_order(splits, labels, known_labels)
+        scored = [own.index(name) for name in labels]
     if "validation" not in splits:
         if not 0 < validation_rows < len(splits["train"]):
             raise ValueError(
@@ -137,7 +147,48 @@ def load(
             )
         halves = splits["train"].train_test_split(test_size=validation_rows, seed=0)
         splits = {**splits, "train": halves["train"], "validation": halves["test"]}
-    return Labelled(DatasetDict({split: splits[split] for split in SPLITS}), labels, task)
+    return Labelled(DatasetDict({split: splits[split] for split in SPLITS}), labels, scored, task)
+
+
+def _task(name, local, texts, label, metrics, regression) -> Task:
+    """The named task, or one for local files, with what was given in its place."""
+    task = TASKS.get(name, Task(test="test"))
+    if regression and name in TASKS and not task.regression:
+        raise ValueError(f"{name} has classes, not numbers; leave out --regression.")
+    regression = regression or task.regression
+    metrics = tuple(metrics or task.metrics or (CORRELATIONS if regression else ACCURACY))
+    wrong = [metric for metric in metrics if (metric in CORRELATIONS) != regression]
+    if wrong:
+        raise ValueError(
+            f"--metrics {wrong[0]} is for {'classes' if regression else 'a regression'}; this task "
+            f"has {'numbers' if regression else 'classes'}: take "
+            f"{' '.join(CORRELATIONS) if regression else 'accuracy, f1 or matthews_correlation'}."
+        )
+    texts = tuple(texts or task.texts)
+    if len(texts) > 2:
+        raise ValueError(f"--text_columns takes one or two columns, but got {list(texts)}.")
+    return replace(
+        task,
+        texts=texts,
+        label=label or ("label" if local else task.label),
+        metrics=metrics,
+        regression=regression,
+    )
+
+
+def _positive_last(labels: list[str], task: Task, positive: str | None) -> list[str]:
+    """The classes in the order of their scored numbers."""
+    if "f1" not in task.metrics:
+        return labels
+    # GLUE's files number what the Hub names.
+    candidates = [positive] if positive else [task.positive, "1"]
+    found = next((label for label in candidates if label in labels), None)
+    if len(labels) != 2 or found is None:
+        raise ValueError(
+            f"f1 is of one class against another ({' or '.join(candidates)}), but the labels are "
+            f"{', '.join(labels[:20])}; give --positive_label, or --metrics accuracy."
+        )
+    return sorted(labels, key=lambda label: label == found)
 
 
 def _in_known_order(
@@ -146,8 +197,8 @@ def _in_known_order(
     """The same rows with the numbers that a trained classifier gives these labels, if it has them:
     MNLI checkpoints, for one, come in several orders."""
     number = {label.casefold(): i for i, label in enumerate(known)}
-    new = [number.get(label.casefold()) for label in labels]
-    if sorted(new, key=str) != sorted(range(len(known)), key=str) or new == [*range(len(known))]:
+    new = [number.get(label.casefold(), -1) for label in labels]
+    if sorted(new) != [*range(len(known))] or new == sorted(new):
         return splits, labels
     return {
         split: rows.map(lambda label: {"label": new[label]}, input_columns="label")
@@ -180,12 +231,12 @@ def _from_files(
     if len(labels) < 2:
         raise ValueError(
             f"{given['train']}: every row has the label {labels[0]!r}; a classifier needs two or "
-            "more (for numbers to predict give --regression)."
+            "more (for numbers to predict give --regression True)."
         )
     if len(labels) > len(rows["train"]) // 2:
         raise ValueError(
             f"{given['train']}: {len(labels)} different labels in {len(rows['train'])} rows, such "
-            f"as {labels[0]!r}; see --label_column, or give --regression for numbers."
+            f"as {labels[0]!r}; see --label_column, or give --regression True for numbers."
         )
     number = {label: i for i, label in enumerate(labels)}
     for split, found in rows.items():
@@ -224,34 +275,33 @@ def _number(file: str, line: int, value: object) -> float:
 
 
 def _embedded() -> tuple[dict[str, Dataset], list[str]]:
-    labels = ["negative", "positive"]
     return {
-        split: _dataset([((text,), labels.index(label)) for text, label in rows])
+        split: _dataset([((text,), LABELS.index(label)) for text, label in rows])
         for split, rows in embedded_reviews().items()
-    }, labels
+    }, list(LABELS)
 
 
-def _from_hub(name: str, task: Task) -> tuple[dict[str, Dataset], list[str] | None]:
+def _from_hub(task: Task) -> tuple[dict[str, Dataset], list[str] | None]:
     try:
         hub = datasets.load_dataset(*task.hub, revision=task.revision)
     except ConnectionError as error:
         raise ConnectionError(
             f"{error}; without a network give --train_file and --test_file."
         ) from error
-    names = None if task.regression else list(hub["train"].features[task.label].names)
-    splits = {
-        split: _dataset(
-            list(
-                zip(
-                    zip(*(hub[theirs][column] for column in task.texts), strict=True),
-                    hub[theirs][task.label],
-                    strict=True,
-                )
+    features = hub["train"].features
+    for column in (*task.texts, task.label):
+        if column not in features:
+            raise ValueError(
+                f"{task.hub[0]}: no column {column!r} among {', '.join(features)}; leave out "
+                "--text_columns and --label_column for the task's own."
             )
-        )
-        for split, theirs in {"train": "train", "test": task.test}.items()
-    }
-    return splits, names
+    names = None if task.regression else list(features[task.label].names)
+
+    def rows(split: str) -> Dataset:
+        columns = [hub[split][column] for column in task.texts]
+        return _dataset(list(zip(zip(*columns, strict=True), hub[split][task.label], strict=True)))
+
+    return {"train": rows("train"), "test": rows(task.test)}, names
 
 
 def _dataset(rows: Sequence[Row]) -> Dataset:

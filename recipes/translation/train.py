@@ -91,7 +91,8 @@ def main() -> None:
     # accelerate's launcher does not pass on its use_cpu to several processes.
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    recipe, arguments = parse(sys.argv[1:])
+    with one_line_errors():
+        recipe, arguments = parse(sys.argv[1:])
     out = Path(arguments.output_dir)
     device = arguments.device  # this starts the process group, with the training arguments' options
     state = PartialState()
@@ -104,13 +105,13 @@ def main() -> None:
     set_seed(arguments.seed)
 
     # ---- Data: sentences, then token numbers
-    with state.main_process_first():  # the others find a download finished
+    with one_line_errors(), state.main_process_first():  # the others find a download finished
         splits, left_out = load_corpus(recipe)
     resumed_from = arguments.resume_from_checkpoint
     if resumed_from in ("True", "true"):
         resumed_from = get_last_checkpoint(out)
         if resumed_from is None:
-            raise ValueError(
+            raise SystemExit(
                 f"nothing to resume: no checkpoint in {out}; leave out --resume_from_checkpoint."
             )
     with state.main_process_first():
@@ -176,7 +177,7 @@ def main() -> None:
     )
     with one_line_errors():
         options = recipe.trainer_options(AutoModelForSeq2SeqLM, model, tokenizer)
-    recipe.sparsify(model)
+        recipe.sparsify(model)
 
     # ---- Training
     class Trainer(TokenBatches, hf_nm.NMSeq2SeqTrainer if recipe.sparse else Seq2SeqTrainer):

@@ -1,0 +1,185 @@
+"""What training starts from: a tokenizer and a model, of a checkpoint or from scratch."""
+
+import difflib
+import json
+import re
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+from accelerate import PartialState
+from arguments import RecipeArguments
+from huggingface_hub.errors import StrictDataclassError
+from tasks import Labelled
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+from wordpiece import train_wordpiece
+
+from hf_nm.recipe_options import opened
+
+
+def load_start(recipe: RecipeArguments, data: Labelled, out: Path, resumed_from: str | None):
+    """Tokenizer and model, with a head for the data's classes.
+
+    Args:
+        recipe: names the checkpoint, or what to build.
+        data: from whose training texts a tokenizer is trained where none is named.
+        out: where a trained tokenizer is kept.
+        resumed_from: a checkpoint of this recipe, which has the tokenizer.
+    """
+    if bool(recipe.model_name_or_path) == bool(recipe.config_name):
+        raise ValueError(
+            "give either --model_name_or_path (a checkpoint) or --config_name (from scratch)."
+        )
+    tokenizer = _tokenizer(recipe, data, out, resumed_from)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    head = {"num_labels": 1, "problem_type": "regression"}
+    if data.labels is not None:
+        head = {
+            "id2label": dict(enumerate(data.labels)),
+            "label2id": {label: i for i, label in enumerate(data.labels)},
+            "problem_type": "single_label_classification",
+        }
+    if recipe.config_name:
+        config = _new_config(recipe, head, len(tokenizer))
+        config.pad_token_id = tokenizer.pad_token_id
+        model = AutoModelForSequenceClassification.from_config(config)
+    else:
+        _check_head(recipe, data)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            recipe.model_name_or_path,
+            **head,
+            ignore_mismatched_sizes=recipe.ignore_mismatched_sizes,
+        )
+        model.config.pad_token_id = tokenizer.pad_token_id
+    _check_sizes(recipe, model, tokenizer)
+    return tokenizer, model
+
+
+def known_labels(recipe: RecipeArguments) -> list[str]:
+    """The classes of the checkpoint, in its order; none from scratch."""
+    if not recipe.model_name_or_path:
+        return []
+    config = opened(AutoConfig, "model_name_or_path", recipe.model_name_or_path)
+    return list(map(str, config.id2label.values()))
+
+
+def _tokenizer(recipe: RecipeArguments, data: Labelled, out: Path, resumed_from: str | None):
+    if recipe.tokenizer_name:
+        tokenizer = opened(AutoTokenizer, "tokenizer_name", recipe.tokenizer_name)
+        if recipe.model_name_or_path:
+            own = opened(AutoTokenizer, "model_name_or_path", recipe.model_name_or_path)
+            if own.get_vocab() != tokenizer.get_vocab():
+                raise ValueError(
+                    f"--tokenizer_name {recipe.tokenizer_name} has other tokens than "
+                    f"{recipe.model_name_or_path}, whose embeddings would be those of other words; "
+                    "leave it out."
+                )
+        return tokenizer
+    if recipe.model_name_or_path:
+        return opened(AutoTokenizer, "model_name_or_path", recipe.model_name_or_path)
+    if recipe.config_name not in CONFIG_MAPPING:
+        return opened(AutoTokenizer, "config_name", recipe.config_name)
+    if resumed_from:
+        return opened(AutoTokenizer, "resume_from_checkpoint", resumed_from)
+    # One process learns the vocabulary, the others read it: all have the same numbers for sure.
+    if PartialState().is_main_process:
+        train = data.splits["train"]
+        texts = chain.from_iterable(train[column] for column in data.texts)
+        tokenizer = train_wordpiece(texts, recipe.vocab_size)
+        tokenizer.model_max_length = recipe.max_length
+        tokenizer.save_pretrained(out)
+        return tokenizer
+    return AutoTokenizer.from_pretrained(out)
+
+
+def _new_config(recipe: RecipeArguments, head: dict, tokens: int):
+    changes = _overrides(recipe.config_overrides)
+    build: Callable = AutoConfig.for_model
+    if recipe.config_name not in CONFIG_MAPPING:
+        build = lambda name, **options: opened(AutoConfig, "config_name", name, **options)  # noqa: E731
+    plain = build(recipe.config_name)
+    for name in changes:
+        if not hasattr(plain, name):
+            near = difflib.get_close_matches(name, plain.to_dict(), n=1)
+            raise ValueError(
+                f"--config_overrides: {recipe.config_name} has no {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else ".")
+            )
+    if recipe.config_name in CONFIG_MAPPING:
+        changes = {"vocab_size": tokens} | changes
+    try:
+        return build(recipe.config_name, **head, **changes)
+    except StrictDataclassError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--config_overrides {recipe.config_overrides}: {said}") from error
+
+
+def _overrides(text: str | None) -> dict:
+    """`hidden_size=128,hidden_act=relu`, or a JSON object, as a dict."""
+    found = {}
+    if text and text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"--config_overrides {text}: not a JSON object ({error}); name=value,name=value is "
+                "taken too."
+            ) from error
+    for part in text.split(",") if text else []:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(
+                f"--config_overrides: {part!r} must be name=value, as in hidden_size=128."
+            )
+        try:
+            found[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:  # a word
+            found[name.strip()] = value.strip()
+    return found
+
+
+def _check_head(recipe: RecipeArguments, data: Labelled) -> None:
+    """Raise unless the checkpoint has no head yet, one for these classes, or is to get a new one."""
+    source = recipe.model_name_or_path
+    config = opened(AutoConfig, "model_name_or_path", source)
+    if not any("ForSequenceClassification" in name for name in config.architectures or []):
+        return
+    had, has = list(map(str, config.id2label.values())), data.labels or ["a number"]
+    unnamed = data.labels is None or all(re.fullmatch(r"LABEL_\d+", name) for name in had)
+    alike = unnamed or {*map(str.casefold, had)} == {*map(str.casefold, has)}
+    new_head = recipe.ignore_mismatched_sizes and len(had) != len(has)
+    if not new_head and (len(had) != len(has) or not alike):
+        raise ValueError(
+            f"{source} is a classifier of {len(had)} labels ({', '.join(had)}), but {recipe.task} "
+            f"has {len(has)} ({', '.join(has)}); start from the pretrained model, or name the labels "
+            "alike (another number of them: --ignore_mismatched_sizes True makes a new head)."
+        )
+
+
+def _check_sizes(recipe: RecipeArguments, model: nn.Module, tokenizer) -> None:
+    """Raise if a text could have a token or a position that the model has no embedding for."""
+    source = recipe.model_name_or_path or recipe.config_name
+    tokens = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > tokens:
+        raise ValueError(
+            f"{source} has embeddings of {tokens} tokens, but its tokenizer {len(tokenizer)}; give "
+            "the tokenizer it was made with (--tokenizer_name), or set vocab_size in "
+            "--config_overrides."
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in name:
+            # RoBERTa's first position comes after its padding's.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            positions = module.num_embeddings - first
+            if recipe.max_length > positions:
+                raise ValueError(
+                    f"--max_length is {recipe.max_length}, but {source} has {positions} positions; "
+                    "lower it, or from scratch set max_position_embeddings in --config_overrides."
+                )
