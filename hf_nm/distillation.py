@@ -35,6 +35,10 @@ class Distillation:
         hidden_weight: of the mean squared difference of the hidden states after each layer. Both
             models need the same number of layers and width.
 
+    With accumulation or several processes the model's loss must divide by ``num_items_in_batch``, as
+    those of language models do; BERT's classifiers do not, and training says so: pass
+    ``compute_loss_func`` (``recipes/classification`` has one).
+
     Raises:
         TypeError: the teacher is no module.
         ValueError: a number is out of range, or none of the weights is above 0.

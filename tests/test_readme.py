@@ -96,6 +96,7 @@ PAGES = [
     "README.md",
     "CHANGELOG.md",
     *(f"recipes/{page}/README.md" for page in ("translation", "classification", "benchmark")),
+    "recipes/classification/results/README.md",
 ]
 
 
@@ -103,4 +104,4 @@ PAGES = [
 def test_no_placeholder_is_left(page: str) -> None:
     """Red if a table was never filled in."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert not re.search(r"^[A-Z0-9_]+$|TODO|TBD", text, flags=re.MULTILINE)
+    assert not re.search(r"^[A-Z0-9_]+$|\| [A-Z]+_[A-Z]+ \||TODO|TBD", text, flags=re.MULTILINE)
