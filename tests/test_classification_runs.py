@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,21 @@ def test_other_arms(method, data, tiny_classifier, tmp_path):
     assert (results["sad"]["total"] > 0) == (method == "ste")
     table = compare_tasks([tiny_classifier, tmp_path], resamples=100)
     assert results["arm"] in table
+
+
+def test_compare(distilled, tiny_classifier, tmp_path, monkeypatch, capsys):
+    """Red if the script's tables or curves do not come out, or a wrong folder ends in a traceback."""
+    one, _ = distilled
+    command = ["compare.py", str(tiny_classifier), str(one / "results.json"), "--resamples", "50"]
+    command += ["--write", str(tmp_path / "table.md"), "--plot", str(tmp_path / "flips.png")]
+    script = str(CLASSIFICATION / "compare.py")
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(script, run_name="__main__")
+    assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "flips.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match=r"nowhere/results.json: no results here"):
+        runpy.run_path(script, run_name="__main__")
 
 
 def test_pairs_and_a_regression(tmp_path):
