@@ -8,11 +8,13 @@ import shlex
 
 import pytest
 import tasks
+import torch
 from arguments import RecipeArguments
 from classification import run
 from conftest import CLASSIFICATION, ROOT
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from transformers import TrainingArguments
+from grouping import EpochGroupedSampler
+from transformers import AutoModel, AutoTokenizer, TrainingArguments
 
 from hf_nm.recipe_options import parse
 
@@ -77,8 +79,9 @@ def test_labels_are_ordered_as_numbers_and_as_the_checkpoint_has_them(tmp_path):
     text = "sentence\tlabel\n" + "".join(f"s{i}\t{i % 11}\n" for i in range(44))
     data = load(tmp_path, train=(".tsv", text), test=(".tsv", text))
     assert data.labels == [str(i) for i in range(11)]
-    data = load(tmp_path, train=(".tsv", TSV), test=(".tsv", TSV), known_labels=("Pos", "Neg"))
-    assert data.labels == ["pos", "neg"]
+    text = TSV.replace("pos", "Pos")
+    data = load(tmp_path, train=(".tsv", text), test=(".tsv", text), known_labels=("pos", "Neg"))
+    assert data.labels == ["Pos", "neg"]
     assert data.splits["test"]["label"] == [0, 1, 0, 1]
     assert load(
         tmp_path, train=(".tsv", TSV), test=(".tsv", TSV), known_labels=("LABEL_0", "LABEL_1")
@@ -351,3 +354,24 @@ def test_every_option_has_its_command():
     """Red if an option is added without a line in the table."""
     used = {part for command in commands() for part in command if part.startswith("--")}
     assert {f"--{field.name}" for field in dataclasses.fields(RecipeArguments)} <= used
+
+
+def test_a_teacher_without_a_trained_head(tmp_path, tiny_classifier):
+    """Red if the student learns from a head of random weights."""
+    body = AutoModel.from_pretrained(tiny_classifier)
+    body.save_pretrained(tmp_path / "body")
+    AutoTokenizer.from_pretrained(tiny_classifier).save_pretrained(tmp_path / "body")
+    given = ["--model_name_or_path", tiny_classifier, "--teacher", tmp_path / "body"]
+    with pytest.raises(SystemExit, match=r"--teacher .*body: lacks 2 weights .*classifier"):
+        run(CLASSIFICATION / "configs" / "finetune.yaml", *given, "--max_length", "9")
+
+
+def test_batches_are_drawn_anew_in_each_epoch():
+    """Red if every epoch has the same order, or two processes different ones."""
+    one, two = (EpochGroupedSampler(4, [*range(1, 41)], seed=3) for _ in range(2))
+    torch.rand(5)  # what dropout draws in one process
+    assert list(one) == list(two)
+    first = list(EpochGroupedSampler(4, [*range(1, 41)], seed=3))
+    one.set_epoch(1)
+    assert sorted(second := list(one)) == sorted(first)
+    assert second != first

@@ -227,6 +227,9 @@ def test_loss_is_the_mean_of_the_update():
         for part in (slice(0, 4), slice(4, 6))
     ]
     torch.testing.assert_close(sum(parts), whole)
+    smooth = script().classification_loss({"logits": logits}, labels, smoothing=0.3)
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.3)
+    torch.testing.assert_close(smooth, expected)
     numbers = torch.tensor([1.0, 3.0])
     found = script().classification_loss({"logits": torch.tensor([[1.5], [1.0]])}, numbers)
     assert found.item() == (0.25 + 4) / 2
