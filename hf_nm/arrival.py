@@ -1,7 +1,7 @@
 """When transformers is imported: its loader learns the packed form then, and not before.
 
 ``import hf_nm`` does not import transformers. If it is there already, the loader is told at once; else
-the import of the one module that keeps its register is followed.
+the import of the one module that defines its models is followed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-REGISTER = "transformers.quantizers.auto"
+from hf_nm.compat import DEFINES_MODELS
+
+REGISTER = DEFINES_MODELS
 
 
 def follow() -> None:
-    """Register the packed form as soon as transformers keeps a register; once."""
+    """Register the packed form as soon as transformers has its models' base class; once."""
     if REGISTER in sys.modules:
         _tell()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -32,8 +34,9 @@ def _tell() -> None:
         loader.register()
     except Exception as error:  # transformers itself must stay usable, whatever it has become
         warnings.warn(
-            f"this transformers cannot be told how to open checkpoints that hf_nm packed ({error}); "
-            "turn them into plain ones with hf_nm.unpack(folder, destination)",
+            "AutoModel of this transformers cannot be told how to open checkpoints that hf_nm packed "
+            f"({error}); use hf_nm.load_packed(folder), or turn them into plain ones with "
+            "hf_nm.unpack(folder, destination)",
             stacklevel=2,
         )
 

@@ -63,7 +63,7 @@ def verify(
         return _of_model(model_or_path, manifest)
     path = Path(model_or_path)
     if isinstance(model_or_path, str) and not path.exists() and is_hub_id(model_or_path):
-        path = fetch(model_or_path, revision, token)
+        path = fetch(model_or_path, revision=revision, token=token)
     if path.is_file() and path.suffix == ".safetensors":
         return _of_file(path, manifest, progress)
     config = read_config(path, "verify")

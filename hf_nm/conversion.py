@@ -6,7 +6,6 @@ mixture apart (Mixtral), and only transformers knows which.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_nm import compat
 from hf_nm.stored import StoredTensor
 
 
@@ -66,52 +66,17 @@ def conversions(model: Any, tensors: dict[str, StoredTensor]) -> Iterator[Conver
         model: on the meta device.
         tensors: what the files hold, by name.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        dot_natural_key,
-        rename_source_key,
-    )
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-    state = model.state_dict()
-    prefix = model.base_model_prefix
-    groups: dict[str, list[tuple[str, str | None]]] = {}
-    for key in sorted(tensors, key=dot_natural_key):
-        name, pattern = rename_source_key(key, renamings, converters, prefix, state)
-        if name not in state and key in state:
-            name, pattern = rename_source_key(key, [], [], prefix, state)
-        if name in state:
-            groups.setdefault(name, []).append((key, pattern))
-    for name, members in groups.items():
-        first = members[0][1]
-        entry = None if first is None else by_pattern[first]
-        sources = [tensors[key] for key, _ in members]
-        yield Conversion(
-            name, sources, entry is None, _converter(model, name, members, entry, tensors)
-        )
+    for name, keys, make in compat.conversions(model, iter(tensors)):
+        sources = [tensors[key] for key in keys]
+        yield Conversion(name, sources, make is None, _reader(name, sources[-1], make, tensors))
 
 
-def _converter(
-    model: Any,
-    name: str,
-    members: list[tuple[str, str | None]],
-    entry: Any,
-    tensors: dict[str, StoredTensor],
+def _reader(
+    name: str, last: StoredTensor, make: Any, tensors: dict[str, StoredTensor]
 ) -> Callable[[], dict[str, Tensor]]:
     def convert() -> dict[str, Tensor]:
-        if entry is None:
-            return {name: tensors[members[-1][0]].read()}
-        own = copy.deepcopy(entry)
-        for key, pattern in members:
-            own.add_tensor(name, key, pattern, tensors[key].read)
-        made = own.convert(name, model=model, config=model.config)
-        return {
-            full: value[0] if isinstance(value, list) else value for full, value in made.items()
-        }
+        if make is None:
+            return {name: last.read()}
+        return make(lambda key: tensors[key].read())
 
     return convert

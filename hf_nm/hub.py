@@ -19,8 +19,8 @@ from huggingface_hub import CommitInfo, HfApi, constants, hf_hub_url
 from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 from torch import nn
-from transformers.models.auto import modeling_auto
 
+from hf_nm import compat
 from hf_nm.card import CardFacts, card_metadata, card_text, patterns_of
 from hf_nm.checkpoint import verify
 from hf_nm.folder import RESUMING
@@ -246,7 +246,7 @@ def remote_card(
 
 def base_of(model: Any, repo_id: str) -> str | None:
     """Which model of the Hub this one was loaded from, if from another."""
-    name = getattr(getattr(model, "config", None), "_name_or_path", None)
+    name = getattr(getattr(model, "config", None), "name_or_path", None)
     if not isinstance(name, str) or not _REPO_ID.fullmatch(name):
         return None
     return None if name == repo_id or Path(name).exists() else name
@@ -329,10 +329,10 @@ def _opened_by(config: Mapping[str, Any]) -> tuple[str, str | None]:
     if not isinstance(name, str) or not name.isidentifier():
         return "AutoModel", None
     for auto, table, task in _AUTO:
-        classes = getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").get(kind)
+        classes = compat.class_names(f"MODEL_FOR_{table}").get(kind)
         if name in ([classes] if isinstance(classes, str) else classes or ()):
             return auto, "translation" if kind in _TRANSLATES else task
-    is_base = modeling_auto.MODEL_MAPPING_NAMES.get(kind) == name or not hasattr(transformers, name)
+    is_base = compat.class_names("MODEL").get(kind) == name or not hasattr(transformers, name)
     return ("AutoModel" if is_base else name), None
 
 

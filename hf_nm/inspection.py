@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_nm import compat
 from hf_nm.conversion import named_class
 from hf_nm.manifest import KEY
 from hf_nm.pattern import NMPattern
@@ -207,11 +208,8 @@ def model_class(config: Any) -> Any:
 
     if (named := named_class(vars(config))) is not None:
         return named
-    for auto in _AUTO_CLASSES:
-        mapping = getattr(transformers, auto)._model_mapping
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            return found[0] if isinstance(found, list | tuple) else found
+    if (found := compat.class_for(config, _AUTO_CLASSES)) is not None:
+        return found
     raise ValueError(
         f"transformers {transformers.__version__} has no model class for {type(config).__name__} "
         f"(architectures: {getattr(config, 'architectures', None)}); install the version that the "

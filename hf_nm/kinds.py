@@ -6,6 +6,7 @@ matrices of its own, a case in :func:`input_dims` for a family of classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ BARE_MATRICES: dict[str, dict[str, int]] = {
 # Classes whose forward changes zeros to something else before it uses the weight: it subtracts the mean.
 ZEROS_DO_NOT_LAST = {"WeightStandardizedConv2d"}
 
+_RECURRENT = re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -46,6 +48,7 @@ def input_dims(module: nn.Module) -> dict[str, int]:
       groups, ``[in, out, *kernel]``.
     - recurrent layers: ``weight_ih_l0 [gates, in]``, ``weight_hh_l0 [gates, hidden]``, ...
     """
+    parameters = _own_parameters(module)
     if isinstance(module, nn.Linear):
         dims = {"weight": -1}
     elif isinstance(module, nn.MultiheadAttention):
@@ -55,12 +58,12 @@ def input_dims(module: nn.Module) -> dict[str, int]:
     elif any(base.__name__ in ZEROS_DO_NOT_LAST for base in type(module).__mro__):
         dims = {}
     elif isinstance(module, _CONVOLUTIONS):
-        dims = {"weight": 1 - module.weight.ndim} if "weight" in module._parameters else {}
+        dims = {"weight": 1 - module.weight.ndim} if "weight" in parameters else {}
     elif isinstance(module, _TRANSPOSED):
-        whole = module.groups == 1 and "weight" in module._parameters
+        whole = module.groups == 1 and "weight" in parameters
         dims = {"weight": -module.weight.ndim} if whole else {}
     elif isinstance(module, nn.RNNBase):
-        dims = {name: -1 for name in module._flat_weights_names if name.startswith("weight_")}
+        dims = {name: -1 for name in parameters if _RECURRENT.fullmatch(name)}
     elif _is(module, "Conv1D") and hasattr(module, "nf"):
         dims = {"weight": -2}
     elif (known := _known_class(module)) is not None:
@@ -72,8 +75,7 @@ def input_dims(module: nn.Module) -> dict[str, int]:
         dims = {"weight": -1}
     else:
         dims = _fused_experts(module)
-    parameters = module._parameters
-    return {name: dim for name, dim in dims.items() if parameters.get(name) is not None}
+    return {name: dim for name, dim in dims.items() if name in parameters}
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -127,6 +129,10 @@ def _is(module: nn.Module, class_name: str) -> bool:
     return any(base.__name__ == class_name for base in type(module).__mro__)
 
 
+def _own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(module.named_parameters(recurse=False, remove_duplicate=False))
+
+
 def _known_class(module: nn.Module) -> str | None:
     names = [
         base.__name__
@@ -138,7 +144,7 @@ def _known_class(module: nn.Module) -> str | None:
 
 def _built_like_linear(module: nn.Module) -> bool:
     """``weight [out_features, in_features]`` in a class of its own, as I-BERT's ``QuantLinear``."""
-    weight = module._parameters.get("weight")
+    weight = _own_parameters(module).get("weight")
     sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
     return weight is not None and tuple(weight.shape) == sizes
 
@@ -147,8 +153,8 @@ def _fused_experts(module: nn.Module) -> dict[str, int]:
     """The stacked matrices of experts; transformers marks their classes with ``is_transposed``."""
     stacked = {
         name: parameter
-        for name, parameter in module._parameters.items()
-        if parameter is not None and parameter.ndim == 3
+        for name, parameter in _own_parameters(module).items()
+        if parameter.ndim == 3
     }
     transposed = getattr(module, "is_transposed", None)
     if transposed is None and stacked.keys() >= {"gate_up_proj", "down_proj"}:

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def parse(argv: list[str], kinds: Iterable[Any], default: Path) -> tuple[Any, ..
         parser.error(f"{config}: not YAML: {error}")
     if not isinstance(values, dict):
         parser.error(f"{config}: a configuration must hold keys and values, got {values!r}.")
-    known = {action.dest for action in parser._actions} - {"help"}
+    known = {field.name for kind in kinds for field in fields(kind) if field.init}
     options: list[str] = []
     for key, value in values.items():
         if key not in known:

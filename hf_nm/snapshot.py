@@ -1,9 +1,10 @@
-"""Getting what :func:`hf_nm.verify` needs of a model from the Hub: its config and its weights."""
+"""Getting a model's config and weights from the Hub, and nothing else of it."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from hf_nm.folder import (
     CONFIG,
@@ -24,13 +25,24 @@ def is_hub_id(text: str) -> bool:
     return _HUB_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
 
 
-def fetch(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
+# What says where and how to download, in transformers' ``from_pretrained`` and here.
+DOWNLOAD = (
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "subfolder",
+    "force_download",
+)
+
+
+def fetch(repo_id: str, **download: Any) -> Path:
     """Download a model's config and safetensors files, or find them in the cache.
 
     Args:
         repo_id: ``owner/name``.
-        revision: branch, tag or commit; None for the main branch.
-        token: for a private model; None for the one that is logged in.
+        **download: any of :data:`DOWNLOAD`, such as ``revision`` (branch, tag or commit; the main branch
+            if None) and ``token`` (for a private model; the one that is logged in if None).
 
     Returns:
         The folder that holds them, in huggingface_hub's cache.
@@ -44,15 +56,18 @@ def fetch(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        config = Path(hf_hub_download(repo_id, CONFIG, revision=revision, token=token))
+        config = Path(hf_hub_download(repo_id, CONFIG, **download))
     except Exception as error:
-        error.add_note(f"(hf_nm.verify found no folder {repo_id!r}, so it asked the Hub)")
+        error.add_note(f"(hf_nm found no folder {repo_id!r} here, so it asked the Hub)")
         raise
-    folder = config.parent
-    commit = folder.name  # whatever is pushed meanwhile: one commit's files belong together
+    folder = root = config.parent
+    for _ in Path(download.get("subfolder") or "").parts:
+        root = root.parent
+    # Whatever is pushed meanwhile: one commit's files belong together.
+    download["revision"] = root.name
 
     def get(file: str) -> None:
-        hf_hub_download(repo_id, file, revision=commit, token=token)
+        hf_hub_download(repo_id, file, **download)
 
     data = read_json(config)
     if is_packed_config(data):

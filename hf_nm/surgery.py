@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from hf_nm import compat
 from hf_nm.check import check_pattern
 from hf_nm.kinds import input_dims
 from hf_nm.layers import NMLayer, make_dense, make_sparse
@@ -250,14 +251,13 @@ def _check_plain(model: nn.Module) -> None:
             "sparse first, then wrap it"
         )
     for name, module in model.named_modules():
-        hook = getattr(module, "_hf_hook", None)
-        if any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook])):
+        if compat.is_offloaded(module):
             raise ValueError(
                 f"the weights of {name or 'the model'} are offloaded (device_map sent them to the CPU "
                 "or the disk), and each forward pass brings copies; load the model where it fits, for "
                 "example with device_map={'': 0}, or use FSDP2"
             )
-        if isinstance(getattr(module, "_orig_mod", None), nn.Module):
+        if compat.compiled_inner(module) is not None:
             raise ValueError(
                 f"{name or 'the model'} is already compiled; make the model sparse first, then call "
                 "torch.compile"

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from hf_nm import compat
 from hf_nm.distillation import Distillation, counted_positions
 from hf_nm.optim import Attachment, attach
 from hf_nm.results import SAD_FILE
@@ -300,9 +299,7 @@ def _shifts_labels(trainer: Trainer, model: nn.Module) -> bool:
     student = student.get_base_model() if hasattr(student, "get_base_model") else student
     if getattr(student.config, "is_encoder_decoder", False):
         return False
-    # Classes named ...LMHeadModel have no loss_type, multimodal ones another name for the same loss.
-    causal = LOSS_MAPPING.get(getattr(student, "loss_type", None) or "") is ForCausalLMLoss
-    return causal or type(student).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return compat.predicts_next_token(student)
 
 
 def _require_sparse(model: nn.Module | None) -> nn.Module:

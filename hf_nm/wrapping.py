@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_nm import compat
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile``, DataParallel and DDP wrappers."""
@@ -14,8 +16,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, wrappers):
             model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
+        elif (inner := compat.compiled_inner(model)) is not None:
+            model = inner
         else:
             return model
 

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "hf_nm"
 # A file imports only files above it. A new file gets its line here.
 ORDER = [
     "version",
+    "compat",
     "pattern",
     "mask",
     "method",
@@ -76,6 +77,7 @@ LONGEST = 400
 TRANSFORMERS = {"transformers", "huggingface_hub", "accelerate"}
 DATA = {"datasets", "evaluate", "sacrebleu"}
 ALLOWED = {
+    "compat": TRANSFORMERS,
     "trainer": TRANSFORMERS,
     "conversion": TRANSFORMERS,
     "snapshot": TRANSFORMERS,
