@@ -9,31 +9,32 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hf_nm import arrival
-from hf_nm.checkpoint import verify
-from hf_nm.distillation import Distillation
-from hf_nm.divergence import sad
-from hf_nm.layers import NMLinear
-from hf_nm.mask import nm_mask
-from hf_nm.method import Method
-from hf_nm.optim import Attachment, attach
-from hf_nm.packed import pack, unpack
-from hf_nm.packing import PackedError
-from hf_nm.pattern import NMPattern
-from hf_nm.report import Report, report
-from hf_nm.results import Score
-from hf_nm.state import BrokenPatternError
-from hf_nm.surgery import finalize, restore, sparsify
+from hf_nm.checkpoint import register as arrival
+from hf_nm.checkpoint.pack import pack, unpack
+from hf_nm.checkpoint.verify import verify
+from hf_nm.formats.packed_weight import PackedError
+from hf_nm.hub.scores import Score
+from hf_nm.methods.method import Method
+from hf_nm.model.layers import NMLinear
+from hf_nm.model.report import Report, report
+from hf_nm.model.surgery import finalize, restore, sparsify
+from hf_nm.model.weights import SparseWeight, dense_weights, sparse_weights
+from hf_nm.optim.attach import Attachment, attach
+from hf_nm.sparsity.check import BrokenPatternError
+from hf_nm.sparsity.divergence import sad
+from hf_nm.sparsity.mask import nm_mask
+from hf_nm.sparsity.pattern import NMPattern
+from hf_nm.trainer.distillation import Distillation
 from hf_nm.version import __version__
-from hf_nm.weights import SparseWeight, dense_weights, sparse_weights
 
 if TYPE_CHECKING:
-    from hf_nm.hub import push_to_hub
-    from hf_nm.inspection import inspect
-    from hf_nm.loader import load_packed
-    from hf_nm.oneshot import prune
-    from hf_nm.semi_structured import to_semi_structured
-    from hf_nm.trainer import NMCallback, NMSeq2SeqTrainer, NMTrainer
+    from hf_nm.checkpoint.inspection import inspect
+    from hf_nm.checkpoint.packed_loader import load_packed
+    from hf_nm.checkpoint.prune import prune
+    from hf_nm.hub.push import push_to_hub
+    from hf_nm.inference.semi_structured import to_semi_structured
+    from hf_nm.trainer.callback import NMCallback
+    from hf_nm.trainer.trainers import NMSeq2SeqTrainer, NMTrainer
 
 __all__ = [
     "Attachment",
@@ -72,14 +73,14 @@ __all__ = [
 
 # Loaded when first used: a plain loop needs neither transformers nor what comes after training.
 _LATER = {
-    "NMCallback": "trainer",
-    "NMSeq2SeqTrainer": "trainer",
-    "NMTrainer": "trainer",
-    "inspect": "inspection",
-    "load_packed": "loader",
-    "prune": "oneshot",
-    "push_to_hub": "hub",
-    "to_semi_structured": "semi_structured",
+    "NMCallback": "trainer.callback",
+    "NMSeq2SeqTrainer": "trainer.trainers",
+    "NMTrainer": "trainer.trainers",
+    "inspect": "checkpoint.inspection",
+    "load_packed": "checkpoint.packed_loader",
+    "prune": "checkpoint.prune",
+    "push_to_hub": "hub.push",
+    "to_semi_structured": "inference.semi_structured",
 }
 
 

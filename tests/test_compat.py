@@ -61,7 +61,7 @@ def test_private_names_stand_in_one_file() -> None:
 
 def test_overridden_methods_are_listed() -> None:
     """Red if a class of hf_nm defines a private method of the class it is made from unlisted."""
-    from hf_nm import layers
+    from hf_nm.model import layers
 
     for kind, names in compat.OVERRIDDEN.items():
         found = getattr(layers, kind)

@@ -12,82 +12,38 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_nm"
 
-# A file imports only files above it. A new file gets its line here.
-ORDER = [
-    "version",
-    "compat",
-    "pattern",
-    "mask",
-    "method",
-    "agreement",
-    "bootstrap",
-    "divergence",
-    "sharding",
-    "state",
-    "check",
-    "layers",
-    "manifest",
-    "kinds",
-    "blocks",
-    "targets",
-    "wrapping",
-    "weights",
-    "meter",
-    "report",
-    "surgery",
-    "tensorfile",
-    "folder",
-    "packing",
-    "packedfile",
-    "stored",
-    "conversion",
-    "snapshot",
-    "checkpoint",
-    "packed",
-    "loader",
-    "arrival",
-    "semi_structured",
-    "inspection",
-    "oneshot",
-    "ranks",
-    "readiness",
-    "guard",
-    "modes",
-    "resume",
-    "schedule",
-    "optim",
-    "results",
-    "predictions",
-    "comparison",
-    "layer_timing",
-    "readme",
-    "card",
-    "hub",
-    "run_card",
-    "distillation",
-    "trainer",
-    "metrics",
-    "text_rows",
-    "recipe_options",
-    "__init__",
-    "terminal",
-    "cli",
-]
-LONGEST = 400
-TRANSFORMERS = {"transformers", "huggingface_hub", "accelerate"}
+# What a folder may import of the package, beside itself, compat, environment and version; and which
+# packages that a plain training loop does without. A new folder gets its line here.
+HUGGING_FACE = {"transformers", "huggingface_hub", "accelerate"}
 DATA = {"datasets", "evaluate", "sacrebleu"}
-ALLOWED = {
-    "compat": TRANSFORMERS,
-    "trainer": TRANSFORMERS,
-    "conversion": TRANSFORMERS,
-    "snapshot": TRANSFORMERS,
-    "loader": TRANSFORMERS,
-    "hub": TRANSFORMERS,
-    "inspection": TRANSFORMERS,
-    "oneshot": TRANSFORMERS,
-    "recipe_options": TRANSFORMERS,
-    "metrics": DATA,
+TERMINAL = {"typer", "rich"}
+FOLDERS = {
+    "sparsity": (set(), set()),
+    "methods": ({"sparsity"}, set()),
+    "targets": ({"sparsity"}, set()),
+    "formats": ({"sparsity", "methods"}, set()),
+    "model": ({"sparsity", "methods", "targets", "formats"}, set()),
+    "inference": ({"sparsity", "model"}, set()),
+    "optim": ({"sparsity", "methods", "formats", "model"}, set()),
+    "checkpoint": ({"sparsity", "methods", "targets", "formats", "model"}, HUGGING_FACE),
+    "hub": (
+        {"sparsity", "formats", "model", "optim", "checkpoint"},
+        HUGGING_FACE | {"matplotlib", "yaml"},
+    ),
+    "trainer": ({"sparsity", "formats", "model", "optim", "hub"}, HUGGING_FACE),
+    "cli": (
+        {"sparsity", "targets", "formats", "model", "inference", "optim", "checkpoint", "hub"},
+        TERMINAL,
+    ),
+    "experiments": (
+        {"sparsity", "methods", "formats", "model", "optim", "checkpoint", "hub", "trainer"},
+        HUGGING_FACE | DATA | {"yaml", "matplotlib"},
+    ),
 }
+BOTTOM = {"compat", "environment", "version"}  # files that every folder may import
+ON_TOP = {"cli", "experiments"}  # folders that no other imports
+LONGEST = 400  # lines
+MOST = 10  # modules in a folder, beside its __init__
 
 
 def files() -> list[Path]:
@@ -115,36 +71,63 @@ def imports(path: Path, *, typing_too: bool = True) -> set[str]:
     return found
 
 
-def test_every_file_has_its_place() -> None:
-    assert {path.stem for path in files()} == set(ORDER)
-    assert len(ORDER) == len(set(ORDER))
-    assert [path for path in files() if path.parent != PACKAGE] == [], "the package is flat"
+def folder_of(path: Path) -> str:
+    """The folder of the package that a file stands in, or the name of a file beside them."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_imports_go_one_way(name: str) -> None:
-    """Red if a file imports one below it (what only a type checker reads apart)."""
-    above = set(ORDER[: ORDER.index(name)])
-    for module in imports(PACKAGE / f"{name}.py", typing_too=False):
+def test_every_folder_has_its_line() -> None:
+    assert {folder_of(path) for path in files()} == {*FOLDERS, *BOTTOM, "__init__"}
+    for folder in FOLDERS:
+        modules = [path for path in files() if folder_of(path) == folder]
+        assert len(modules) - 1 <= MOST, f"{folder} holds {len(modules) - 1} modules"
+
+
+def test_folders_make_no_circle() -> None:
+    """Red if what one folder may import may import it."""
+    order = list(FOLDERS)
+    for folder, (below, _) in FOLDERS.items():
+        assert below <= set(order[: order.index(folder)]), f"{folder} imports upward"
+        assert not below & ON_TOP
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    """Red if a file imports from a folder above its own, or a package that does not belong there."""
+    folder = folder_of(path)
+    below, packages = FOLDERS.get(folder, (set(), HUGGING_FACE if folder == "compat" else set()))
+    allowed = sys.stdlib_module_names | {"torch", "safetensors", "hf_nm"} | packages
+    for module in imports(path):
         package, _, rest = module.partition(".")
-        if package == "hf_nm":
-            file = rest.split(".")[0]
-            assert (file if file in ORDER else "__init__") in above, f"imports {module}"
+        assert package in allowed, f"imports {module}"
+        if package == "hf_nm" and folder != "__init__":
+            other = rest.split(".")[0]
+            on_top = {""} if folder in ON_TOP else set()  # the public names
+            assert other in below | BOTTOM | {folder} | on_top, f"imports {module}"
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_packages_stay_where_they_belong(name: str) -> None:
-    """Red if a plain training loop would need transformers, or a library file a recipe's package."""
-    outside = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")}
-    assert outside & (TRANSFORMERS | DATA) <= ALLOWED.get(name, set())
-    allowed = sys.stdlib_module_names | {"torch", "safetensors", "hf_nm", "matplotlib", "yaml"}
-    terminal = {"typer", "rich"} if name in ("cli", "terminal") else set()
-    assert outside - TRANSFORMERS - DATA <= allowed | terminal
-    if name in ("pattern", "text_rows"):
-        assert outside <= sys.stdlib_module_names, f"{name} needs the standard library only"
+def test_no_file_imports_in_a_circle() -> None:
+    """Red if two files of a folder need each other (what only a type checker reads apart)."""
+    dotted = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files()}
+    needs: dict[str, set[str]] = {}
+    for path, name in dotted.items():
+        found = [f"{module}." for module in imports(path, typing_too=False)]
+        needs[name] = {
+            other for other in dotted.values() if any(f.startswith(f"{other}.") for f in found)
+        }
+    while ready := {name for name, need in needs.items() if not need - {name}}:
+        needs = {name: need - ready for name, need in needs.items() if name not in ready}
+    assert not needs, f"a circle among {sorted(needs)}"
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
+def test_transformers_waits_inside_compat() -> None:
+    """Red if compat, which a plain loop imports, needs transformers at once."""
+    tree = ast.parse((PACKAGE / "compat.py").read_text(encoding="utf-8"))
+    outer = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any("transformers" in ast.unparse(node) for node in outer)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_file_can_be_read_in_one_sitting(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= LONGEST

@@ -26,8 +26,8 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_nm
-from hf_nm.blocks import transformer_blocks
-from hf_nm.targets import OUTSIDE_BLOCKS
+from hf_nm.targets.blocks import transformer_blocks
+from hf_nm.targets.rule import OUTSIDE_BLOCKS
 
 # The only reasons for which a matrix inside a block may stay dense.
 ACCEPTED = re.compile(

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_nm
-from hf_nm.results import environment
+from hf_nm.environment import environment
 
 GIB = 1 << 30
 JOBS = {

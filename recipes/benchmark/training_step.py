@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from transformers import MarianConfig, MarianMTModel
 
 import hf_nm
-from hf_nm.results import environment
-from hf_nm.targets import find_targets
+from hf_nm.environment import environment
+from hf_nm.targets.rule import find_targets
 
 
 class MaskedWeight(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_nm.recipe_options import SparseArguments
+from hf_nm.experiments.options import SparseArguments
 
 CONFIGS = Path(__file__).parent / "configs"
 METRICS = ("accuracy", "f1", "matthews_correlation", "pearsonr", "spearmanr")

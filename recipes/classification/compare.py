@@ -5,9 +5,9 @@ python recipes/classification/compare.py out/* [--against "ASP 2:4"] [--write ta
 
 import argparse
 
-from hf_nm.comparison import compare_tasks, plot_arms, results_file
-from hf_nm.recipe_options import one_line_errors
-from hf_nm.results import read_run
+from hf_nm.experiments.comparison import compare_tasks, plot_arms, results_file
+from hf_nm.experiments.options import one_line_errors
+from hf_nm.hub.scores import read_run
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

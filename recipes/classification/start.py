@@ -20,7 +20,7 @@ from transformers import (
 )
 from wordpiece import train_wordpiece
 
-from hf_nm.recipe_options import opened
+from hf_nm.experiments.options import opened
 
 
 def load_start(recipe: RecipeArguments, data: Labelled, out: Path, resumed_from: str | None):

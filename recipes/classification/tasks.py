@@ -7,7 +7,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 from reviews import LABELS, embedded_reviews
 
-from hf_nm.text_rows import read_rows
+from hf_nm.experiments.rows import read_rows
 
 
 @dataclass(frozen=True)

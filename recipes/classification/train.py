@@ -39,17 +39,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 import hf_nm
-from hf_nm.metrics import F1, Accuracy, MatthewsCorrelation, Pearson, Spearman
-from hf_nm.predictions import write_predictions
-from hf_nm.recipe_options import one_line_errors, parse
-from hf_nm.results import (
-    environment,
-    plot_sad,
-    read_run,
-    read_scores,
-    sad_summary,
-    write_results,
-)
+from hf_nm.environment import environment
+from hf_nm.experiments.metrics import F1, Accuracy, MatthewsCorrelation, Pearson, Spearman
+from hf_nm.experiments.options import one_line_errors, parse
+from hf_nm.experiments.predictions import write_predictions
+from hf_nm.experiments.results import write_results
+from hf_nm.hub.figures import plot_sad
+from hf_nm.hub.scores import read_run, read_scores
+from hf_nm.optim.sad_log import sad_summary
 
 STARTED = time.perf_counter()
 METRICS = {metric.key: metric for metric in (Accuracy, F1, MatthewsCorrelation, Pearson, Spearman)}

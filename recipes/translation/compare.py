@@ -5,7 +5,7 @@ python recipes/translation/compare.py out/dense out/ste out/sr-ste [--write tabl
 
 import argparse
 
-from hf_nm.comparison import compare
+from hf_nm.experiments.comparison import compare
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import Seq2SeqTrainingArguments
 
-from hf_nm import recipe_options
+from hf_nm.experiments import options as recipe_options
 
 DEFAULT = Path(__file__).parent / "configs" / "embedded.yaml"
 

@@ -2,7 +2,7 @@
 
 from datasets import Dataset, DatasetDict
 
-from hf_nm.text_rows import ENDINGS, read_lines, read_rows
+from hf_nm.experiments.rows import ENDINGS, read_lines, read_rows
 
 Pairs = tuple[list[str], list[str]]
 

@@ -38,9 +38,12 @@ from transformers.utils.logging import disable_progress_bar
 from vocabulary import train_bpe
 
 import hf_nm
-from hf_nm.metrics import SacreBLEU
-from hf_nm.recipe_options import one_line_errors
-from hf_nm.results import environment, plot_sad, sad_summary, write_results
+from hf_nm.environment import environment
+from hf_nm.experiments.metrics import SacreBLEU
+from hf_nm.experiments.options import one_line_errors
+from hf_nm.experiments.results import write_results
+from hf_nm.hub.figures import plot_sad
+from hf_nm.optim.sad_log import sad_summary
 
 STARTED = time.perf_counter()
 

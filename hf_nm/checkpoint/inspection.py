@@ -1,0 +1,141 @@
+"""What ``sparsify`` would do to a model that nobody has downloaded: from its config alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_nm.checkpoint.model_class import build_on_meta
+from hf_nm.formats.manifest import KEY
+from hf_nm.model.report import Report, report
+from hf_nm.model.surgery import restore, sparsify
+from hf_nm.sparsity.pattern import NMPattern
+from hf_nm.targets.rule import Selection
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Args:
+        source: what was inspected.
+        architecture: the model's class.
+        claimed: whether the config says that the checkpoint is sparse already.
+        report: what is N:M, and why the rest is not.
+        parameters: entries of all parameters, each counted once.
+        dense_bytes: size of a checkpoint with all entries written out.
+        packed_bytes: size of a packed one: kept entries and one bit for each N:M entry.
+    """
+
+    source: str
+    architecture: str
+    claimed: bool
+    report: Report = field(repr=False)
+    parameters: int
+    dense_bytes: int
+    packed_bytes: int
+
+    @property
+    def share(self) -> float:
+        """N:M entries as a fraction of all."""
+        return self.report.weights / self.parameters
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Rows of the report with layer numbers joined: ``name`` with ``*`` for them, ``count``,
+        ``shape``, and ``pattern`` or ``reason``."""
+        rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for layer in self.report.layers:
+            row = {"name": _numberless(layer.name), "shape": list(layer.shape)}
+            row |= {"pattern": str(layer.pattern)}
+            _count(rows, row)
+        for skipped in self.report.skipped:
+            row = {"name": _numberless(skipped.name), "shape": list(skipped.shape)}
+            _count(rows, row | {"reason": skipped.reason})
+        return list(rows.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``hf-nm inspect --json`` prints."""
+        return {
+            "source": self.source,
+            "architecture": self.architecture,
+            "sparse_checkpoint": self.claimed,
+            "parameters": self.parameters,
+            "nm_weights": len(self.report.layers),
+            "nm_entries": self.report.weights,
+            "kept_entries": self.report.kept,
+            "dense_bytes": self.dense_bytes,
+            "packed_bytes": self.packed_bytes,
+            "weights": self.groups(),
+        }
+
+
+def inspect(
+    source: str | Path,
+    n: int = 2,
+    m: int = 4,
+    *,
+    targets: Selection = None,
+    exclude: Selection = None,
+    patterns: Mapping[str, str | NMPattern] | None = None,
+    dtype: str | None = None,
+    **download: Any,
+) -> Inspection:
+    """Say what :func:`hf_nm.sparsify` would do to a model, without its weights.
+
+    Args:
+        source: a ``config.json``, a folder with one, or a model's id on the Hub. If it is a sparse
+            checkpoint's, its own patterns are shown.
+        n: weights kept per group.
+        m: weights per group.
+        targets: as for :func:`hf_nm.sparsify`.
+        exclude: as for :func:`hf_nm.sparsify`.
+        patterns: as for :func:`hf_nm.sparsify`.
+        dtype: of the checkpoint, such as ``"bfloat16"``; the config's own if None.
+        **download: ``revision``, ``token``, ``cache_dir`` and what else ``AutoConfig.from_pretrained``
+            takes.
+
+    Raises:
+        ValueError: transformers does not know the model, nothing in it can be N:M, or an argument is
+            not valid.
+        OSError: there is no such config.
+    """
+    model = build_on_meta(source, dtype=dtype, **download)
+    claimed = getattr(model.config, KEY, None) is not None
+    if claimed and (targets is not None or exclude is not None or patterns is not None):
+        raise ValueError(
+            f"{source} is a sparse checkpoint, whose own patterns are shown; leave targets, exclude and "
+            "patterns out"
+        )
+    if claimed:
+        restore(model)
+    else:
+        sparsify(model, n, m, targets=targets, exclude=exclude, patterns=patterns)
+    found = report(model)
+    sizes = {name: p.element_size() for name, p in model.named_parameters()}
+    dense_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    packed_bytes = dense_bytes
+    for row in found.layers:
+        entries = math.prod(row.shape)
+        packed_bytes += row.kept * sizes[row.name] + -(-entries // 8) - entries * sizes[row.name]
+    return Inspection(
+        source=str(source),
+        architecture=type(model).__name__.removeprefix("NM"),
+        claimed=claimed,
+        report=found,
+        parameters=sum(p.numel() for p in model.parameters()),
+        dense_bytes=dense_bytes,
+        packed_bytes=packed_bytes,
+    )
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def _count(rows: dict[tuple[Any, ...], dict[str, Any]], row: dict[str, Any]) -> None:
+    key = tuple(str(value) for value in row.values())
+    rows.setdefault(key, {"count": 0} | row)["count"] += 1

@@ -1,0 +1,132 @@
+"""Getting a model's config and weights from the Hub, and nothing else of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hf_nm.formats.folder import (
+    CONFIG,
+    INDEX,
+    PACKED_INDEX,
+    PACKED_SINGLE,
+    SINGLE,
+    read_json,
+    weight_map,
+)
+from hf_nm.formats.packed_config import QUANTIZATION, is_packed_config, packed_files
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
+
+# What says where and how to download, in transformers' ``from_pretrained`` and here.
+DOWNLOAD = (
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "subfolder",
+    "force_download",
+)
+
+# The same weights in forms that are not read here.
+_NOT_DOWNLOADED = [
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.onnx",
+    "*.onnx_data",
+    "onnx/*",
+    "*.gguf",
+    "*.pkl",
+]
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be a model's name on the Hub: ``owner/name`` or ``name``."""
+    return _HUB_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def fetch(repo_id: str, **download: Any) -> Path:
+    """Download a model's config and safetensors files, or find them in the cache.
+
+    Args:
+        repo_id: ``owner/name``.
+        **download: any of :data:`DOWNLOAD`, such as ``revision`` (branch, tag or commit; the main branch
+            if None) and ``token`` (for a private model; the one that is logged in if None).
+
+    Returns:
+        The folder that holds them, in huggingface_hub's cache.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: as huggingface_hub raises, ``LocalEntryNotFoundError``
+            when offline and not in the cache.
+        ValueError: the config or the index is not valid.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        config = Path(hf_hub_download(repo_id, CONFIG, **download))
+    except Exception as error:
+        error.add_note(f"(hf_nm found no folder {repo_id!r} here, so it asked the Hub)")
+        raise
+    folder = root = config.parent
+    for _ in Path(download.get("subfolder") or "").parts:
+        root = root.parent
+    # Whatever is pushed meanwhile: one commit's files belong together.
+    download["revision"] = root.name
+
+    def get(file: str) -> None:
+        hf_hub_download(repo_id, file, **download)
+
+    data = read_json(config)
+    if is_packed_config(data):
+        files = packed_files(data[QUANTIZATION])
+        if files.keys() != {PACKED_SINGLE}:
+            get(PACKED_INDEX)
+    else:
+        try:
+            get(SINGLE)
+            return folder
+        except EntryNotFoundError as missing:
+            try:
+                get(INDEX)
+            except EntryNotFoundError:
+                if isinstance(missing, LocalEntryNotFoundError):
+                    raise missing from None
+                raise FileNotFoundError(
+                    f"{repo_id} has neither {SINGLE} nor {INDEX}; save with safetensors (the default)"
+                ) from missing
+        files = dict.fromkeys(weight_map(folder / INDEX).values(), "")
+    for file in sorted(files):
+        get(file)
+    return folder
+
+
+def existing(source: str | Path) -> str | Path:
+    """``source``, unless it is written as a path and there is nothing.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    written_as_path = isinstance(source, Path) or source.startswith(("/", ".", "~"))
+    if written_as_path and not Path(source).exists():
+        raise FileNotFoundError(
+            f"{source} does not exist; give a checkpoint's folder, its config.json, or a model's id on "
+            "the Hub"
+        )
+    return source
+
+
+def local_folder(source: str | Path, **download: Any) -> Path:
+    """A checkpoint's folder on this machine: ``source`` if it is one, else downloaded from the Hub."""
+    if Path(existing(source)).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), ignore_patterns=_NOT_DOWNLOADED, **download))
+    except Exception as error:
+        error.add_note(f"(there is no folder {str(source)!r} here, so the Hub was asked)")
+        raise

@@ -1,0 +1,239 @@
+"""Checking a sparse checkpoint from its weights alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_nm.checkpoint.conversion import Conversion, conversions, shapes
+from hf_nm.checkpoint.model_class import named_class
+from hf_nm.checkpoint.source import fetch, is_hub_id
+from hf_nm.formats.folder import CONFIG, Count, Progress, read_config, read_json
+from hf_nm.formats.manifest import KEY, Claims, read_claims
+from hf_nm.formats.packed_weight import PackedError
+from hf_nm.formats.stored import Stored, StoredTensor, check_claims, open_file, open_folder
+from hf_nm.model.report import LayerRow, Report, SkippedRow
+from hf_nm.model.sharding import gathered
+from hf_nm.model.weights import sparse_weights, unwrap
+from hf_nm.sparsity.check import PieceCheck, check_pattern
+from hf_nm.sparsity.pattern import NMPattern
+
+
+def verify(
+    model_or_path: nn.Module | str | Path,
+    *,
+    manifest: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Check that every weight claimed to be N:M is, from the weights alone.
+
+    Files are read a few MiB at a time, whatever their size; of a model that transformers saves in
+    another form than it computes with (each expert of a mixture apart), one parameter at a time. Packed
+    files are also compared with their checksums.
+
+    Args:
+        model_or_path: a model (sparsified, finalized or loaded), a folder written by
+            ``save_pretrained`` or :func:`hf_nm.pack`, one ``.safetensors`` file, or a model's name on
+            the Hub, of which config and safetensors files are downloaded.
+        manifest: what to check, in the form of ``config.nm_sparsity``, instead of that of
+            the ``config.json`` in the folder or beside the file.
+        revision: of a model on the Hub: branch, tag or commit.
+        token: for a private model on the Hub.
+        progress: called with bytes done, bytes in all and what is being done, now and then.
+
+    Returns:
+        A report: ``.layers`` with ``(name, pattern, shape, kept)``, kept being the non-zero entries
+        found, and ``.skipped`` with the weights that nothing claims.
+
+    Raises:
+        BrokenPatternError: (a ``ValueError``) a group keeps more than n; the first one is named.
+        PackedError: (a ``ValueError``) a packed file is damaged, or does not belong to its config.
+        ValueError: nothing claims to be N:M, a claimed weight is missing, or the manifest or a file is
+            not valid.
+        FileNotFoundError: there is no such folder, or no weights in it.
+        huggingface_hub.errors.HfHubHTTPError: as huggingface_hub raises.
+    """
+    if isinstance(model_or_path, nn.Module):
+        return _of_model(model_or_path, manifest)
+    path = Path(model_or_path)
+    if isinstance(model_or_path, str) and not path.exists() and is_hub_id(model_or_path):
+        path = fetch(model_or_path, revision=revision, token=token)
+    if path.is_file() and path.suffix == ".safetensors":
+        return _of_file(path, manifest, progress)
+    config = read_config(path, "verify")
+    data = config.get(KEY) if manifest is None else manifest
+    with open_folder(path, config) as stored:
+        claims = read_claims(data, stored.tensors, str(path / CONFIG))
+        if not claims.keys() <= stored.tensors.keys() and (kind := named_class(config)) is not None:
+            return _of_parameters(path, kind, data, stored, progress)
+        return _of_stored(stored, claims, progress)
+
+
+def _of_model(model: nn.Module, manifest: Any) -> Report:
+    model = unwrap(model)
+    parameters = dict(model.named_parameters())
+    sparse = sparse_weights(model)
+    if sparse and manifest is None:
+        claims = {w.name: (w.pattern, w.state.dim) for w in sparse}
+    else:
+        data = getattr(getattr(model, "config", None), KEY, None) if manifest is None else manifest
+        claims = read_claims(data, parameters, "the model has no N:M layer and its config")
+    return _of_tensors(claims, ((name, gathered(weight)) for name, weight in parameters.items()))
+
+
+def _of_tensors(claims: Claims, tensors: Iterator[tuple[str, Tensor]]) -> Report:
+    layers: dict[str, LayerRow] = {}
+    skipped = []
+    for name, tensor in tensors:
+        shape = tuple(tensor.shape)
+        if name in claims:
+            pattern, dim = claims[name]
+            layers[name] = LayerRow(name, pattern, shape, check_pattern(name, tensor, pattern, dim))
+        elif len(shape) >= 2:
+            skipped.append(_skipped(name, shape))
+    return _report(claims, layers, skipped)
+
+
+def _of_file(path: Path, manifest: Any, progress: Progress | None) -> Report:
+    """One file: what its config claims of it, or what it was packed as."""
+    config = path.parent / CONFIG
+    beside = read_json(config) if config.is_file() else {}
+    with open_file(path) as stored:
+        data = beside.get(KEY) if manifest is None else manifest
+        if data is None and stored.packed:
+            claims = {
+                name: (tensor.layout.pattern, tensor.layout.dim)
+                for name, tensor in stored.tensors.items()
+                if tensor.layout is not None
+            }
+            return _of_stored(stored, claims, progress)
+        claims = read_claims(
+            data, stored.tensors, f"{config} {'is not there or ' if not beside else ''}"
+        )
+        # The other shards hold the rest.
+        here = {name: claim for name, claim in claims.items() if name in stored.tensors}
+        if not here:
+            raise ValueError(
+                f"{path} holds none of the {len(claims)} weights claimed to be N:M (first: "
+                f"{next(iter(claims))}); verify the folder"
+            )
+        return _of_stored(stored, here, progress)
+
+
+def _of_stored(stored: Stored, claims: Claims, progress: Progress | None) -> Report:
+    count = _start(stored, claims, progress)
+    layers: dict[str, LayerRow] = {}
+    skipped = []
+    for name, tensor in stored.tensors.items():
+        if name in claims:
+            pattern, dim = claims[name]
+            layers[name] = _check(name, tensor, pattern, dim)
+        elif len(tensor.shape) >= 2:
+            skipped.append(_skipped(name, tensor.shape))
+        count.add(tensor.size, "verifying")
+    return _report(claims, layers, skipped)
+
+
+def _start(stored: Stored, claims: Claims, progress: Progress | None) -> Count:
+    count = Count(progress, stored.size * (2 if stored.packed else 1))
+    if stored.packed:
+        check_claims(stored, claims)
+        stored.check(count)
+    return count
+
+
+def _check(name: str, tensor: StoredTensor, pattern: NMPattern, dim: int) -> LayerRow:
+    check = PieceCheck(name, tensor.shape, tensor.torch_dtype, pattern, dim)
+    if math.prod(tensor.shape):
+        for bits in tensor.runs(pattern, dim):
+            check.add(bits)
+    return LayerRow(name, pattern, tensor.shape, check.result())
+
+
+def _of_parameters(
+    folder: Path, kind: Any, data: Any, stored: Stored, progress: Progress | None
+) -> Report:
+    """The report where files and parameters differ in their names."""
+    try:
+        model, parameters = shapes(kind, folder)
+        found = list(conversions(model, stored.tensors))
+    except Exception:  # a model that does not like the meta device, a mapping that has moved
+        return _of_loaded(folder, kind, data)
+    claims = read_claims(data, parameters, str(folder / CONFIG))
+    count = _start(stored, read_claims(data, stored.tensors, str(folder / CONFIG)), progress)
+    layers: dict[str, LayerRow] = {}
+    for conversion in found:
+        for name, row in _check_conversion(conversion, claims).items():
+            if row.shape != parameters[name]:
+                raise ValueError(
+                    f"transformers cannot load {folder} as a {kind.__name__}: {name} is stored as "
+                    f"{list(row.shape)}, but has {list(parameters[name])} in the model"
+                )
+            layers[name] = row
+        count.add(sum(source.size for source in conversion.sources), "verifying")
+    left = ((name, shape) for name, shape in parameters.items() if name not in claims)
+    return _report(claims, layers, [_skipped(*row) for row in left if len(row[1]) >= 2])
+
+
+def _check_conversion(conversion: Conversion, claims: Claims) -> dict[str, LayerRow]:
+    """The rows of the claimed parameters that a conversion makes."""
+    name = conversion.name
+    if conversion.is_rename:
+        source = conversion.sources[-1]
+        return {name: _check(name, source, *claims[name])} if name in claims else {}
+    try:
+        made = conversion.convert()
+    except PackedError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"transformers cannot make {name} of {conversion.sources[0].name} and others: {error}"
+        ) from error
+    rows = {}
+    for full, tensor in made.items():
+        if full in claims:
+            pattern, dim = claims[full]
+            kept = check_pattern(full, tensor, pattern, dim)
+            rows[full] = LayerRow(full, pattern, tuple(tensor.shape), kept)
+    return rows
+
+
+def _of_loaded(folder: Path, kind: Any, data: Any) -> Report:
+    """The report of all parameters at once, as transformers loads them: the last resort."""
+    try:
+        loaded: Any = kind.from_pretrained(
+            folder, dtype="auto", local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # a config can be wrong in more ways than transformers has names for
+        raise ValueError(
+            f"transformers cannot load {folder} as a {kind.__name__}: {error}"
+        ) from error
+    model, read = loaded
+    missing = set(read["missing_keys"])
+    parameters = {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if name not in missing
+    }
+    claims = read_claims(data, parameters, str(folder / CONFIG))
+    return _of_tensors(claims, iter(parameters.items()))
+
+
+def _skipped(name: str, shape: tuple[int, ...]) -> SkippedRow:
+    return SkippedRow(name, shape, "not claimed to be N:M")
+
+
+def _report(claims: Claims, layers: dict[str, LayerRow], skipped: list[SkippedRow]) -> Report:
+    missing = [name for name in claims if name not in layers]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} weights claimed to be N:M are not there (first: {missing[0]}); the "
+            "checkpoint is incomplete, or was saved from another model than its config"
+        )
+    return Report([layers[name] for name in claims], skipped)

@@ -1,0 +1,1 @@
+"""What the recipes share: options, rows of text, metrics, results, comparisons."""

@@ -1,0 +1,225 @@
+"""What can be set in every recipe, and how options are read: a YAML file, then the command line."""
+
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+from transformers import AutoTokenizer, HfArgumentParser
+
+from hf_nm.formats.manifest import KEY
+from hf_nm.model.surgery import restore, sparsify
+from hf_nm.trainer.distillation import Distillation
+
+METHODS = {"dense": "dense", "fixed": "ASP", "ste": "STE", "sr-ste": "SR-STE"}  # and their names
+
+
+@dataclass
+class SparseArguments:
+    """How a recipe's model becomes sparse: options that all of them have."""
+
+    method: str = field(default="sr-ste", metadata={"choices": list(METHODS)})
+    n: int = field(default=2, metadata={"help": "weights kept of every m"})
+    m: int = field(default=4)
+    decay: float = field(
+        default=2e-4, metadata={"help": "SR-STE's pull on pruned weights, gradient units"}
+    )
+    decay_warmup_steps: int = field(
+        default=0, metadata={"help": "steps over which the decay rises linearly"}
+    )
+    mask_interval: int = field(default=1, metadata={"help": "optimizer steps between new masks"})
+    freeze_masks_at: int | None = field(
+        default=None, metadata={"help": "the last step at which masks are computed"}
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "a dense checkpoint of the same task to learn from"}
+    )
+    distillation_weight: float = field(
+        default=0.5, metadata={"help": "of the divergence from the teacher's logits, 0 to 1"}
+    )
+    temperature: float = field(default=2.0, metadata={"help": "of both models' logits there"})
+    hidden_weight: float = field(
+        default=0.0, metadata={"help": "of the squared difference of hidden states"}
+    )
+
+    @property
+    def sparse(self) -> bool:
+        """Whether anything becomes sparse."""
+        return self.method != "dense"
+
+    @property
+    def pattern(self) -> str | None:
+        """Such as ``"2:4"``; None for a dense run."""
+        return f"{self.n}:{self.m}" if self.sparse else None
+
+    def sparsify(self, model: nn.Module) -> None:
+        """Make the model sparse in place, unless the run is dense; a sparse checkpoint trains on.
+
+        Raises:
+            ValueError: pattern or decay is out of range, nothing can be sparse, or the checkpoint is
+                sparse in another pattern, or for a dense run.
+        """
+        config: Any = model.config
+        manifest = getattr(config, KEY, None)
+        if manifest is None:
+            if self.sparse:
+                sparsify(model, self.n, self.m, method=self.method, decay=self.decay)
+        elif (manifest["n"], manifest["m"]) == (self.n, self.m) and self.sparse:
+            restore(model, method=self.method, decay=self.decay)
+        else:
+            raise ValueError(
+                f"{config.name_or_path} is sparse already ({manifest['n']}:{manifest['m']}), but this "
+                f"run is {self.pattern or 'dense'}; start from a dense checkpoint, or train on with "
+                f"--n {manifest['n']} --m {manifest['m']}."
+            )
+
+    def trainer_options(self, kind: Any, model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+        """Keyword arguments for `NMTrainer`; none for a dense run.
+
+        Args:
+            kind: the Auto class that opens the teacher.
+            model: the student.
+            tokenizer: the student's; the teacher needs the same.
+
+        Raises:
+            ValueError: there is no such teacher, or one for a dense run, without a trained head, of
+                other tokens or labels; an option is out of range, or has no effect.
+        """
+        if not self.teacher:
+            for name in ("distillation_weight", "temperature", "hidden_weight"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"--{name} does nothing without --teacher; give both or none.")
+        if not self.sparse:
+            if self.teacher:
+                raise ValueError("--teacher is for the sparse methods; leave it out with dense.")
+            return {}
+        if self.decay_warmup_steps and self.method != "sr-ste":
+            raise ValueError(f"--decay_warmup_steps is for sr-ste; {self.method} has no decay.")
+        options = {
+            "mask_interval": self.mask_interval,
+            "freeze_masks_at": self.freeze_masks_at,
+            "decay_warmup_steps": self.decay_warmup_steps,
+        }
+        if not self.teacher:
+            return options
+        teacher, loading = opened(kind, "teacher", self.teacher, output_loading_info=True)
+        if loading["missing_keys"]:
+            missing = sorted(loading["missing_keys"])
+            raise ValueError(
+                f"--teacher {self.teacher}: lacks {len(missing)} weights of {type(teacher).__name__} "
+                f"(first: {missing[0]}), which would be random; give a checkpoint that was trained on "
+                "this task."
+            )
+        tokens = opened(AutoTokenizer, "teacher", self.teacher).get_vocab()
+        if tokens != tokenizer.get_vocab():
+            raise ValueError(
+                f"--teacher {self.teacher}: its tokenizer has other tokens ({len(tokens)}) than the "
+                f"model's ({len(tokenizer)}), so the same numbers are other words; train both from "
+                "one checkpoint, or on the same training text."
+            )
+        distillation = Distillation(
+            teacher, self.distillation_weight, self.temperature, self.hidden_weight
+        )
+        distillation.check(model)
+        return options | {"distillation": distillation}
+
+    def __str__(self) -> str:
+        """Method, pattern and whatever differs from the defaults, as in `SR-STE 2:4, decay 0.02`."""
+        said = [f"{METHODS[self.method]} {self.pattern}" if self.sparse else "dense"]
+        if self.method == "sr-ste":
+            said.append(f"decay {self.decay:g}")
+            if self.decay_warmup_steps:
+                said.append(f"rising over {self.decay_warmup_steps} steps")
+        if self.sparse and self.mask_interval > 1:
+            said.append(f"masks every {self.mask_interval} steps")
+        if self.sparse and self.freeze_masks_at:
+            said.append(f"masks frozen at {self.freeze_masks_at}")
+        if self.sparse and self.teacher:
+            said.append(f"distilled {self.distillation_weight:g}, T {self.temperature:g}")
+            if self.hidden_weight:
+                said.append(f"hidden states {self.hidden_weight:g}")
+        return ", ".join(said)
+
+
+def parse(argv: list[str], kinds: Iterable[Any], default: Path) -> tuple[Any, ...]:
+    """Options from a YAML file, if one comes first (or `default`), then from the command line.
+
+    The file's keys become options before the command line's, so one parser checks both and the
+    later one wins. An unknown or unreadable one ends the program with a message.
+
+    Args:
+        argv: the command line, without the program's name.
+        kinds: dataclasses whose fields are the options, such as `Seq2SeqTrainingArguments`.
+        default: the file that is read where `argv` names none; the shipped ones lie beside it.
+
+    Returns:
+        An instance of each of `kinds`, in their order.
+    """
+    parser = HfArgumentParser(kinds, allow_abbrev=False)
+    config = default
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        config, argv = Path(argv[0]), argv[1:]
+    if not config.is_file():
+        parser.error(f"no configuration file {config}; the shipped ones are in {default.parent}.")
+    try:
+        values = yaml.safe_load(config.read_bytes()) or {}
+    except yaml.YAMLError as error:
+        parser.error(f"{config}: not YAML: {error}")
+    if not isinstance(values, dict):
+        parser.error(f"{config}: a configuration must hold keys and values, got {values!r}.")
+    known = {field.name for kind in kinds for field in fields(kind) if field.init}
+    options: list[str] = []
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            parser.error(
+                f"{config}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+            )
+        if value is not None:
+            parts = value if isinstance(value, list) else [value]
+            # JSON is what nested options such as lr_scheduler_kwargs are read from.
+            options += [
+                f"--{key}",
+                *(json.dumps(part) if isinstance(part, dict) else str(part) for part in parts),
+            ]
+    *parsed, rest = parser.parse_args_into_dataclasses(
+        [*options, *argv], return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        near = difflib.get_close_matches(rest[0].lstrip("-").split("=")[0], known, n=1)
+        parser.error(
+            f"unknown option {' '.join(rest)}"
+            + (f"; did you mean --{near[0]}?" if near else "; see --help.")
+        )
+    return tuple(parsed)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Around whatever reads the user's input: what is wrong with it ends the program with its message
+    alone, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
+
+
+def opened(kind: Any, option: str, name: str, **options: Any) -> Any:
+    """``kind.from_pretrained(name, **options)`` of an option's value.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it cannot be opened: one line that names the option.
+    """
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        there = Path(name).is_dir()
+        where = "cannot be opened" if there else "no such folder, and not on the Hub"
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"--{option} {name}: {where}: {said}") from error

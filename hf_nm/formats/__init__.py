@@ -1,0 +1,1 @@
+"""How a sparse checkpoint is written: manifest, folders, plain and packed files."""

@@ -1,0 +1,1 @@
+"""Publishing: pushes to the Hub, the model card, scores, figures."""

@@ -1,0 +1,1 @@
+"""How N:M weights are trained."""

@@ -1,0 +1,224 @@
+"""Making a model sparse, plain again, and sparse once more: in place, the same Parameter objects."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from hf_nm.formats.manifest import KEY, Manifest, match_names
+from hf_nm.methods.method import Method, check_decay
+from hf_nm.model.layers import NMLayer, make_dense, make_sparse
+from hf_nm.model.refused import check_plain
+from hf_nm.model.report import report
+from hf_nm.model.sharding import check_shards
+from hf_nm.model.state import NMState
+from hf_nm.model.weights import sparse_weights, unwrap
+from hf_nm.sparsity.check import BrokenPatternError, check_pattern
+from hf_nm.sparsity.pattern import NMPattern
+from hf_nm.targets.kinds import input_dims
+from hf_nm.targets.rule import Selection, Target, find_targets
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def sparsify(
+    model: ModelT,
+    n: int = 2,
+    m: int = 4,
+    *,
+    method: str | Method = "sr-ste",
+    decay: float = 2e-4,
+    targets: Selection = None,
+    exclude: Selection = None,
+    patterns: Mapping[str, str | NMPattern] | None = None,
+) -> ModelT:
+    """Make the matrices inside a model's transformer blocks N:M sparse, in place.
+
+    Each weight ``W`` becomes ``S = E*W`` with its ``n`` largest magnitudes kept of every ``m``
+    consecutive entries along the input dimension. Train with :class:`hf_nm.NMTrainer`, or call
+    :func:`hf_nm.attach` on the optimizer of a plain loop. Embeddings, heads, poolers and whatever is
+    tied to an embedding stay dense; :func:`hf_nm.report` says for every weight what was done and why.
+
+    Args:
+        model: any transformers model or ``nn.Module``, also sharded by FSDP2 or a tensor-parallel plan;
+            on the meta device masks are computed when weights arrive.
+        n: weights kept per group.
+        m: weights per group.
+        method: ``"sr-ste"`` (straight-through gradient plus ``decay * R``, the paper's), ``"ste"``
+            (the same with decay 0), ``"fixed"`` (the first magnitude mask is kept, as in ASP), or a
+            :class:`hf_nm.methods.method.Method`.
+        decay: SR-STE's decay, in gradient units.
+        targets: instead of the rule: globs over module or parameter names (``"*.fc1"``), or a
+            predicate ``(name, module) -> bool``.
+        exclude: the same forms: what stays dense.
+        patterns: ``{glob: "1:4"}``, other patterns for some of the chosen weights.
+
+    Returns:
+        ``model``, the same object. ``model.config.nm_sparsity`` describes what was done.
+
+    Raises:
+        ValueError: the pattern, method or decay is not valid, a glob matches nothing, a targeted
+            weight cannot be N:M, nothing was found, or the model is already sparse, quantized,
+            offloaded, compiled or wrapped (DDP, FSDP1, DeepSpeed), or a shard cuts groups.
+        TypeError: ``n`` or ``m`` is not an integer, or ``model`` not a module.
+    """
+    pattern = NMPattern(n, m)
+    method = Method.parse(method)
+    decay = check_decay(decay)
+    check_plain(model)
+    if _config_manifest(model) is not None:
+        raise ValueError(
+            f"model.config.{KEY} says that this is a sparse checkpoint with its layers dense; call "
+            f"hf_nm.restore(model) to train on from it, or delete model.config.{KEY} to start anew"
+        )
+    found, skipped = find_targets(
+        model, pattern, targets=targets, exclude=exclude, patterns=patterns
+    )
+    if not found:
+        shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+        rows = [f"{name} {shapes[name]}: {reason}" for name, reason in skipped.items()]
+        raise ValueError(
+            f"sparsify found no weight to make {pattern}; it looks for matrices inside "
+            "transformer blocks. Name modules in targets=, for example targets='*.fc1'. Skipped:\n  "
+            + ("\n  ".join(rows[:20]) if rows else "(the model has no weight of two dimensions)")
+            + (f"\n  ... and {len(rows) - 20} more" if len(rows) > 20 else "")
+        )
+    _convert(model, found, method, decay)
+    model._nm_skipped = skipped  # type: ignore[assignment]
+    _record(model, pattern, method, decay, found)
+    return model
+
+
+def finalize(model: ModelT) -> ModelT:
+    """Give a trained model its plain layers back, in place; what is published.
+
+    Weights stay the sparse ones, pruned parts are dropped, ``config.nm_sparsity`` stays (a model
+    without a transformers config keeps no record of its pattern).
+
+    Returns:
+        ``model``, the same object.
+
+    Raises:
+        ValueError: the model has no N:M weight, is inside ``dense_weights``, or a weight breaks its
+            pattern.
+    """
+    weights = sparse_weights(model)
+    if not weights:
+        raise ValueError("finalize needs a sparsified model, but this one has no N:M weight")
+    for w in weights:
+        w.state.settle(w.weight)
+        if w.state.is_dense or w.state.breaks(w.weight):
+            raise BrokenPatternError(
+                f"{w.name} does not hold its sparse {w.pattern} weight just now; leave "
+                "`with hf_nm.dense_weights(model):` before finalize"
+            )
+    inner = unwrap(model)
+    for module in list(inner.modules()):
+        if isinstance(module, NMLayer):
+            make_dense(module)
+    for module in inner.modules():
+        module.__dict__.pop("_nm_skipped", None)
+    return model
+
+
+def restore(
+    model: ModelT, *, method: str | Method | None = None, decay: float | None = None
+) -> ModelT:
+    """Make a loaded sparse checkpoint trainable again, in place, as ``config.nm_sparsity`` says.
+
+    Masks are the non-zero pattern of the weights, pruned parts start at zero.
+
+    Args:
+        model: loaded by plain ``from_pretrained``.
+        method: another method than the manifest's; needed where that was one of your own.
+        decay: another decay than the manifest's, in gradient units.
+
+    Returns:
+        ``model``, the same object.
+
+    Raises:
+        ValueError: there is no manifest or it is not valid, the model is already sparse, lacks a
+            weight that the manifest names, or a weight breaks its pattern (the first such group is
+            named).
+    """
+    check_plain(model)
+    manifest = _config_manifest(model)
+    if manifest is None:
+        raise ValueError(
+            f"restore needs a model whose config has {KEY!r}, as hf_nm saves it; for a dense model, "
+            "or one without a config to record it in, call hf_nm.sparsify(model)"
+        )
+    uses = {
+        (f"{prefix}.{local}" if prefix else local): (module, local)
+        for prefix, module in model.named_modules()
+        for local, _ in module.named_parameters(recurse=False)
+    }
+    names = match_names(manifest.modules, uses)
+    if len(names) < len(manifest.modules):
+        missing = [name for name in manifest.modules if name not in names]
+        raise ValueError(
+            f"config.{KEY} names {len(missing)} weights that this {type(model).__name__} does not "
+            f"have (first: {missing[0]}); load the checkpoint with the class that saved it"
+        )
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module, local in uses.values():
+        holders.setdefault(id(getattr(module, local)), []).append((module, local))
+    found = []
+    for claimed, pattern in manifest.modules.items():
+        name = names[claimed]
+        module, local = uses[name]
+        weight = getattr(module, local)
+        dim = input_dims(module).get(local)
+        if dim is None:
+            raise ValueError(
+                f"config.{KEY} names {claimed}, a parameter of {type(module).__name__}, which "
+                "cannot be N:M"
+            )
+        check_pattern(name, weight, pattern, dim)
+        owners = tuple(holders[id(weight)])
+        found.append(Target(name, tuple(weight.shape), dim, pattern, owners))
+    method = Method.parse(manifest.method if method is None else method)
+    decay = manifest.decay if decay is None else check_decay(decay)
+    _convert(model, found, method, decay)
+    _record(model, manifest.pattern, method, decay, found)
+    kept_dense = {row.name: f"dense in config.{KEY}" for row in report(model).skipped}
+    model._nm_skipped = kept_dense  # type: ignore[assignment]
+    return model
+
+
+def _convert(model: nn.Module, found: list[Target], method: Method, decay: float) -> None:
+    for target in found:  # before anything is changed
+        module, local = target.owners[0]
+        check_shards(target.name, getattr(module, local), target.pattern, target.dim)
+    for target in found:
+        module, local = target.owners[0]
+        weight = getattr(module, local)
+        state = NMState(target.name, target.pattern, target.dim, method, decay)
+        state.take(weight)
+        state.watch(weight)
+        for owner, name in target.owners:
+            make_sparse(owner, {name: state})
+
+
+def _record(
+    model: nn.Module, pattern: NMPattern, method: Method, decay: float, found: list[Target]
+) -> None:
+    """Write the manifest into a config of this model's own: others may be built from the same one."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "save_pretrained"):  # a dict or a dataclass of someone's own
+        return
+    own = copy.copy(config)
+    modules = {target.name: target.pattern for target in found}
+    dims = {target.name: target.dim for target in found if target.dim != -1}
+    setattr(own, KEY, Manifest(pattern, method.name, decay, modules, dims=dims).to_dict())
+    for module in model.modules():
+        if module.__dict__.get("config") is config:
+            module.__dict__["config"] = own
+
+
+def _config_manifest(model: nn.Module) -> Manifest | None:
+    data: Any = getattr(getattr(model, "config", None), KEY, None)
+    return None if data is None else Manifest.from_dict(data)

@@ -1,0 +1,191 @@
+"""The N:M weights of a model: listing them, and opening them for writes outside a step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from hf_nm import compat
+from hf_nm.model.layers import NMLayer
+from hf_nm.model.sharding import like_weight, local
+from hf_nm.model.state import NMState
+from hf_nm.sparsity.check import BrokenPatternError
+from hf_nm.sparsity.pattern import NMPattern
+
+_PROBED = 1024  # entries
+
+
+@dataclass(frozen=True)
+class SparseWeight:
+    """One N:M weight of a model.
+
+    Args:
+        name: the parameter's name in the model.
+        layer: the module that holds it.
+        local_name: its name in that module.
+    """
+
+    name: str
+    layer: NMLayer
+    local_name: str
+
+    @property
+    def state(self) -> NMState:
+        """Mask, pruned part and how they are trained."""
+        return self.layer._nm[self.local_name]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """``S``, the parameter as it is now (it may be replaced: look it up each time)."""
+        return getattr(self.layer, self.local_name)
+
+    @property
+    def pattern(self) -> NMPattern:
+        """The weight's N:M pattern."""
+        return self.state.pattern
+
+    @property
+    def mask(self) -> Tensor | None:
+        """``E``: bool, the weight's shape, True where kept; sharded as the weight is; None on the meta
+        device."""
+        mask = self.state.mask
+        return None if mask is None else like_weight(mask, self.weight)
+
+    def dense_weight(self) -> Tensor:
+        """``W = S + R``: a new tensor of the weight's shape."""
+        return self.state.dense(self.weight)
+
+
+def sparse_weights(model: nn.Module) -> list[SparseWeight]:
+    """Every N:M weight of ``model``, Linear or not, each once, in the order of its modules.
+
+    Wrappers (DDP, ``torch.compile``) are looked through; names are the inner model's. Parameters that
+    FSDP2 still holds gathered after a forward pass are sharded again.
+    """
+    seen: set[int] = set()
+    found = []
+    for prefix, module in unwrap(model).named_modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after a forward pass its parameters may be gathered copies
+        # Not getattr: a wrapper (PEFT's, for modules to save) would answer for what it wraps.
+        for local_name, state in module.__dict__.get("_nm", {}).items():
+            if id(state) not in seen:
+                seen.add(id(state))
+                name = f"{prefix}.{local_name}" if prefix else local_name
+                found.append(SparseWeight(name, module, local_name))
+    return found
+
+
+@torch.no_grad()
+def wrote_dense(weights: list[SparseWeight]) -> list[Tensor]:
+    """Whether other code wrote dense values into sparse weights, judged by the first entries of each:
+    averages, mode switches and wrappers write all of it.
+
+    Returns:
+        A bool scalar tensor for each device; nothing waits for it.
+    """
+    rows: dict[torch.device, list[Tensor]] = {}
+    for w in weights:
+        if w.state.mask is not None:
+            first = local(w.weight).reshape(-1)[:_PROBED]
+            pruned = first.masked_fill(w.state.mask.reshape(-1)[:_PROBED], 0)
+            rows.setdefault(pruned.device, []).append(pruned)
+    return [torch.cat(found).any() for found in rows.values()]
+
+
+@contextmanager
+def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
+    """Let the parameters hold the dense weights ``W = S + R`` inside; project them on exit.
+
+    For every write outside an optimizer's step: averaging (EMA, SWA), perturbing (SAM), merging
+    adapters, initialising by hand. ``state_dict()`` inside is the dense one; ``save_pretrained`` is
+    refused, because the config claims N:M weights. On exit masks are computed from what the
+    parameters hold then, unless they are held (``mask_interval``, ``freeze_masks_at``,
+    ``method="fixed"``); also after an exception. A weight that breaks its pattern on entry is taken
+    as a dense one, with a warning.
+
+    Raises:
+        ValueError: ``model`` has no N:M weight.
+    """
+    weights = sparse_weights(model)
+    if not weights:
+        raise ValueError(
+            "dense_weights needs a model with N:M weights, but this one has none; "
+            "call hf_nm.sparsify(model) first"
+        )
+    savers = [
+        module
+        for module in model.modules()
+        if hasattr(module, "save_pretrained") and "save_pretrained" not in module.__dict__
+    ]
+    try:
+        for module in savers:
+            module.__dict__["save_pretrained"] = _refuse_to_save
+        with open_weights(weights):
+            yield model
+    finally:
+        for module in savers:
+            module.__dict__.pop("save_pretrained", None)
+
+
+@contextmanager
+def open_weights(weights: list[SparseWeight]) -> Iterator[None]:
+    """What :func:`dense_weights` does, for some weights of a model."""
+    for w in weights:
+        w.state.settle(w.weight)
+        if w.state.mask is None and w.state.whole is not None and w.weight.device.type != "meta":
+            raise ValueError(
+                f"{w.name} was sharded after sparsify and ranks have not agreed on its mask yet; call "
+                "hf_nm.attach(optimizer, model) on every rank first"
+            )
+    opened = [w for w in weights if not w.state.is_dense and w.state.mask is not None]
+    try:  # from here on whatever raises (a warning made an error, too) leaves sparse weights behind
+        overwritten = [w.name for w in opened if not _open(w)]
+        if overwritten:
+            warnings.warn(
+                f"{len(overwritten)} N:M weights held values where their masks say zero "
+                f"(first: {overwritten[0]}); their present values are taken as the dense weights",
+                stacklevel=5,
+            )
+        yield
+    finally:
+        for w in opened:
+            w.state.split(w.weight, update_mask=w.state.moves)
+
+
+def _open(w: SparseWeight) -> bool:
+    """Let the parameter hold its dense weight; False where it was overwritten and is one already."""
+    whole = not w.state.breaks(w.weight)
+    if whole:
+        w.state.merge(w.weight)
+    else:
+        w.state.is_dense = True
+        if w.state.pruned is not None:
+            w.state.pruned.zero_()
+    return whole
+
+
+def _refuse_to_save(*args: object, **kwargs: object) -> None:
+    raise BrokenPatternError(
+        "save_pretrained was called inside `with hf_nm.dense_weights(model):`, where parameters hold "
+        "dense weights that the config calls N:M; leave the context first, or save the dense weights "
+        "as a plain torch.save(model.state_dict(), ...)"
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``, DataParallel and DDP wrappers."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif (inner := compat.compiled_inner(model)) is not None:
+            model = inner
+        else:
+            return model

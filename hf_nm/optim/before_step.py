@@ -1,0 +1,116 @@
+"""What must hold of an optimizer's N:M weights before it steps."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hf_nm.model.sharding import is_sharded
+from hf_nm.model.weights import SparseWeight, sparse_weights, wrote_dense
+from hf_nm.optim.ranks import align_ranks, settle_shards, several_processes
+from hf_nm.sparsity.check import BrokenPatternError
+
+
+class Readiness:
+    """Checks the N:M weights of one attached optimizer, and lets processes agree on them.
+
+    Args:
+        model: the model, without wrappers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._known: set[str] = set()  # weights that were checked, on which ranks agree
+        self._dense_writes: list[Tensor] = []
+
+    def at_attach(self, weights: list[SparseWeight]) -> list[SparseWeight]:
+        """Check when the optimizer is attached.
+
+        Returns:
+            Those of the weights whose masks may have changed: they were sharded.
+        """
+        for w in weights:
+            _check_whole(w)
+        renewed = settle_shards(weights)
+        if several_processes():
+            # DDP gives all ranks the first one's sparse weights, to which masks of other ranks need
+            # not belong: that is settled at the first step, where every rank takes part.
+            for w in sparse_weights(self.model):
+                w.state.unaligned = not is_sharded(w.weight)
+        else:
+            self._meet(weights)
+        return renewed
+
+    def before_step(self, weights: list[SparseWeight]) -> list[SparseWeight]:
+        """Check before a step.
+
+        Returns:
+            Those of the weights whose masks may have changed: they were sharded, or taken from another
+            rank.
+        """
+        for w in weights:
+            _check_whole(w)
+        renewed = settle_shards(weights) + self._meet(weights)
+        for w in weights:
+            w.state.watch(w.weight)  # another parameter than before, if it was sharded since
+        self._find_dense_writes(weights)
+        return renewed
+
+    def _meet(self, weights: list[SparseWeight]) -> list[SparseWeight]:
+        """Weights seen for the first time: ranks agree on them, and they obey their masks. The latter
+        also where a checkpoint was loaded."""
+        renewed: list[SparseWeight] = []
+        new = [w for w in weights if w.name not in self._known]
+        if new and several_processes():
+            # All of the model's, not only this optimizer's: an optimizer forgotten for the others
+            # is found by masks that belong to their weights.
+            everything = [w for w in sparse_weights(self.model) if w.state.mask is not None]
+            if align_ranks(everything):
+                renewed = [w for w in new if not is_sharded(w.weight)]
+            for w in everything:
+                w.state.unaligned = False
+        for w in weights:
+            if w.name in self._known and w.state.restored is None:
+                continue
+            if w.state.breaks(w.weight):
+                raise BrokenPatternError(
+                    f"{w.name} holds values where its {w.pattern} mask says zero"
+                    + (
+                        "; the optimizer's checkpoint was loaded but not the model's: load both"
+                        if w.state.restored is not None
+                        else ": it was trained or written without hf_nm; enter and leave `with "
+                        "hf_nm.dense_weights(model):` to take the present values as dense weights"
+                    )
+                )
+            w.state.restored = None
+            self._known.add(w.name)
+        return renewed
+
+    def _find_dense_writes(self, weights: list[SparseWeight]) -> None:
+        """Raise if other code wrote dense values since the last step: the pruned part does not belong
+        to them. An accelerator is not waited for; what it found is read at the next step."""
+        flags = wrote_dense(weights)
+        found = self._dense_writes + [flag for flag in flags if flag.is_cpu]
+        self._dense_writes = [flag for flag in flags if not flag.is_cpu]
+        if any(bool(flag) for flag in found):
+            raise BrokenPatternError(
+                "N:M weights held values where their masks say zero when optimizer.step() was called: "
+                "other code wrote them after the last step (an average swapped in, a wrapper that "
+                "interpolates, adapters merged). Make such writes inside `with "
+                "hf_nm.dense_weights(model):`"
+            )
+
+
+def _check_whole(w: SparseWeight) -> None:
+    """Raise unless the parameter holds its sparse weight, on a real device."""
+    if w.weight.device.type == "meta":
+        raise ValueError(
+            f"{w.name} is on the meta device; load its values before attach or step "
+            "(model.to_empty(...), then model.load_state_dict(...))"
+        )
+    w.state.settle(w.weight)
+    if w.state.is_dense:
+        raise RuntimeError(
+            f"{w.name} holds its dense weight: optimizer.step() was called inside `with "
+            "hf_nm.dense_weights(model):`; the gradient belongs to the sparse weight, so step "
+            "outside it"
+        )

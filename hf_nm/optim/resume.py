@@ -1,0 +1,169 @@
+"""What an optimizer's checkpoint carries so that a resumed run continues bit for bit.
+
+One entry beside torch's own ``state`` and ``param_groups``::
+
+    "nm_sparsity": {"version", "step", "step_at_mark",
+                    "weights": {name: {"mask", "pruned", "sparse_weight", <MaskHistory>}}}
+
+Where weights are sharded it lies in the first of the ``param_groups`` instead: torch's distributed
+checkpoints carry nothing else. Its tensors are then DTensors sharded as the weights are, so that another
+number of processes can resume.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_nm.formats.manifest import KEY
+from hf_nm.model.sharding import (
+    is_first_holder,
+    is_sharded,
+    like_weight,
+    local,
+    part_of,
+    sum_over_shards,
+)
+from hf_nm.sparsity.bits import fingerprint, pack_bits, unpack_bits
+from hf_nm.sparsity.divergence import MaskHistory
+from hf_nm.sparsity.mask import count_kept
+
+if TYPE_CHECKING:
+    from hf_nm.model.weights import SparseWeight
+    from hf_nm.optim.attach import Attachment
+
+_VERSION = 1
+
+
+def save_into(state_dict: dict[str, Any], attachment: Attachment) -> None:
+    """Add masks, pruned parts and counters to an optimizer's state dict. Tensors are not copied.
+
+    Where weights are sharded every rank must save.
+    """
+    weights = attachment.weights()
+    entries = {w.name: _entry(w, attachment.history(w)) for w in weights}
+    for flips in ("flips", "flips_at_mark"):
+        counts = [int(entries[w.name][flips]) for w in weights]
+        for w, total in zip(
+            weights, sum_over_shards(counts, [w.weight for w in weights]), strict=True
+        ):
+            entries[w.name][flips] = torch.tensor(total)
+    saved = {
+        "version": _VERSION,
+        "step": attachment.step,
+        "step_at_mark": attachment.step_at_mark,
+        "weights": entries,
+    }
+    # Read by an optimizer that is not attached, this stays in its groups: attach then says that the
+    # state was lost.
+    if any(is_sharded(w.weight) for w in weights):
+        state_dict["param_groups"][0][KEY] = saved
+    else:
+        state_dict[KEY] = saved
+        state_dict["param_groups"][0][KEY] = True
+
+
+def _entry(w: SparseWeight, history: MaskHistory) -> dict[str, Any]:
+    mask, pruned = w.state.mask, w.state.pruned
+    assert mask is not None
+    entry = {
+        "mask": like_weight(mask, w.weight),
+        "pruned": None if pruned is None else like_weight(pruned, w.weight),
+        "sparse_weight": 0 if is_sharded(w.weight) else fingerprint(w.weight),
+        **history.state_dict(),
+    }
+    if is_sharded(w.weight):
+        for reference in ("start", "mark"):
+            bits = unpack_bits(entry[reference], mask.shape)
+            entry[reference] = like_weight(bits, w.weight)
+    return entry
+
+
+def was_lost(param_groups: list[dict[str, Any]]) -> bool:
+    """Whether an optimizer that was not attached read a checkpoint with such an entry."""
+    return any(group.get(KEY) for group in param_groups)
+
+
+def take_from(state_dict: dict[str, Any], attachment: Attachment) -> dict[str, Any] | None:
+    """Remove the entry from a (shallow copy of a) state dict and check it against the weights.
+
+    Returns:
+        The entry for :func:`load`, or None where the checkpoint has none.
+
+    Raises:
+        ValueError: the entry is of another version, model, pattern or method.
+    """
+    saved: dict[str, Any] | None = state_dict.pop(KEY, None)
+    for group in state_dict["param_groups"]:
+        if isinstance(group.get(KEY), dict):
+            saved = group[KEY]
+    state_dict["param_groups"] = [
+        {key: value for key, value in group.items() if key != KEY}
+        for group in state_dict["param_groups"]
+    ]
+    if saved is None:
+        return None
+    if saved.get("version") != _VERSION:
+        raise ValueError(
+            f"the optimizer checkpoint's {KEY} has version {saved.get('version')}, but this hf_nm "
+            f"reads {_VERSION}; resume with the hf_nm that saved it"
+        )
+    weights = {w.name: w for w in attachment.weights()}
+    if weights.keys() != saved["weights"].keys():
+        differing = sorted(weights.keys() ^ saved["weights"].keys())
+        raise ValueError(
+            f"the optimizer checkpoint holds masks of {len(saved['weights'])} N:M weights, this "
+            f"optimizer has {len(weights)}; they differ in {len(differing)} (first: {differing[0]}). "
+            "Sparsify with the same arguments as in the run that saved it"
+        )
+    entries = {name: _checked(saved["weights"][name], w) for name, w in weights.items()}
+    return saved | {"weights": entries}
+
+
+def load(saved: dict[str, Any], attachment: Attachment) -> None:
+    """Give masks, pruned parts and counters back. The model's weights may be loaded before or after."""
+    attachment.step = saved["step"]
+    attachment.step_at_mark = saved["step_at_mark"]
+    for w in attachment.weights():
+        entry, state, device = saved["weights"][w.name], w.state, local(w.weight).device
+        state.mask = entry["mask"].to(device, copy=True)
+        if entry["pruned"] is not None:
+            state.pruned = entry["pruned"].to(device, w.weight.dtype, copy=True)
+        state.restored, state.whole = entry["sparse_weight"], None
+        state.sharded = is_sharded(w.weight)
+        attachment.history(w).load_state_dict(entry)
+
+
+def _checked(entry: dict[str, Any], w: SparseWeight) -> dict[str, Any]:
+    """The entry of one weight, cut to this process's part of it."""
+    mask = entry["mask"]
+    if mask is None or mask.shape != w.weight.shape:
+        got = None if mask is None else tuple(mask.shape)
+        raise ValueError(
+            f"the optimizer checkpoint's mask of {w.name} has shape {got}, the weight "
+            f"{tuple(w.weight.shape)}; resume with the model that saved it"
+        )
+    entry = dict(entry)
+    for name in ("mask", "pruned"):
+        if entry[name] is not None:
+            entry[name] = part_of(entry[name], w.weight)
+    for reference in ("start", "mark"):
+        bits = entry[reference]
+        if bits.dtype == torch.uint8:  # packed, of a whole weight
+            bits = unpack_bits(bits, w.weight.shape)
+        entry[reference] = pack_bits(part_of(bits, w.weight))
+    if not is_first_holder(w.weight):  # flips are summed over those who hold parts
+        entry |= {name: torch.zeros_like(entry[name]) for name in ("flips", "flips_at_mark")}
+    kept = count_kept(entry["mask"], w.pattern, w.state.dim)
+    if not bool((kept == w.pattern.n).all()):
+        raise ValueError(
+            f"the optimizer checkpoint's mask of {w.name} is not {w.pattern}; sparsify with the "
+            "pattern of the run that saved it"
+        )
+    if (entry["pruned"] is None) == w.state.method.moves_masks:
+        raise ValueError(
+            f"the optimizer checkpoint of {w.name} was saved with another method than "
+            f"{w.state.method.name!r}; sparsify with the method of the run that saved it"
+        )
+    return entry

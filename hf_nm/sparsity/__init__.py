@@ -1,0 +1,1 @@
+"""What N:M is, on tensors alone: pattern, mask, divergence (SAD), check, bits."""

@@ -1,0 +1,38 @@
+"""Tensors as bits: the memory of a float read as integers, masks packed eight to a byte."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+# Multiplying eight bytes of 0 or 1 by this gathers them in the top byte of the product.
+_GATHER_BITS = 0x0102040810204080
+
+
+@torch.no_grad()
+def fingerprint(weight: Tensor) -> int:
+    """Tells whether two tensors of one shape and dtype hold the same bits: the sum of those bits as
+    integers (not for adversaries). Waits for the device."""
+    return int(as_integers(weight).sum(dtype=torch.int64))
+
+
+def as_integers(tensor: Tensor) -> Tensor:
+    """The same memory read as signed integers of the same width."""
+    return tensor.detach().view(INTEGER_OF_SIZE[tensor.element_size()])
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Eight mask entries to a byte: bool of any shape to uint8 ``[ceil(numel / 8)]``, zero-padded."""
+    flat = mask.reshape(-1)
+    padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
+    words = padded.view(torch.uint8).view(torch.int64) * _GATHER_BITS
+    return (words >> 56).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
+    """Undo :func:`pack_bits`: uint8 ``[ceil(numel / 8)]`` to bool of ``shape``."""
+    powers = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = packed.unsqueeze(-1).bitwise_right_shift(powers).bitwise_and(1).view(torch.bool)
+    return bits.reshape(-1)[: shape.numel()].view(shape)

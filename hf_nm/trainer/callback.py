@@ -1,0 +1,166 @@
+"""Sparse training inside any of transformers' Trainers: one callback."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback
+
+from hf_nm.model.refused import refuse_sharded_copies
+from hf_nm.model.weights import sparse_weights
+from hf_nm.optim.attach import Attachment, attach
+from hf_nm.optim.sad_log import SAD_FILE, cut_back
+from hf_nm.optim.schedule import Schedule
+from hf_nm.trainer.run_card import RunCard
+
+
+class NMCallback(TrainerCallback):
+    """Attaches to the Trainer's optimizer, logs SAD, and writes it per layer to ``nm_sad.jsonl``.
+
+    Added to every log that has a training loss, over the steps since the log before:
+
+    - ``nm/sad``: ``sum(abs(E_now - E_at_last_log))``, mask entries.
+    - ``nm/flip_rate``: flips summed step by step / (N:M weights x steps), a fraction.
+    - ``nm/sad_init``: SAD against the masks at the start of training, mask entries.
+
+    ``nm_sad.jsonl`` in the output directory gets one line per log with the same by weight. A resumed
+    run cuts it back to the checkpoint's step and goes on.
+
+    What the Trainer pushes to the Hub gets a card with the verified sparsity of the very weights, the
+    recipe and SAD (see :func:`hf_nm.push_to_hub`); ``trainer.push_to_hub(scores=hf_nm.Score(...))``
+    adds scores. A card that somebody has edited keeps its text.
+
+    In :class:`NMTrainer` and :class:`NMSeq2SeqTrainer` it is there. In any other Trainer write
+    ``NMCallback().install(trainer)``. Passed in ``callbacks=[...]`` alone it trains right too, with
+    three exceptions: reporters (TensorBoard, W&B) see each log before it is added to, there is no
+    card, and ``resume_from_checkpoint`` is refused, since the Trainer loads the optimizer before a
+    callback can attach.
+
+    Args:
+        mask_interval: masks are computed again at every so many optimizer steps.
+        freeze_masks_at: the last optimizer step at which masks are computed; None never freezes.
+        decay_warmup_steps: optimizer steps over which SR-STE's decay rises linearly.
+
+    Attributes:
+        attachment: the handle of :func:`hf_nm.attach`, from the beginning of training on.
+    """
+
+    def __init__(
+        self,
+        mask_interval: int = 1,
+        freeze_masks_at: int | None = None,
+        decay_warmup_steps: int = 0,
+    ) -> None:
+        self.schedule = Schedule(mask_interval, freeze_masks_at, decay_warmup_steps)
+        self.attachment: Attachment | None = None
+        self._card: RunCard | None = None
+
+    def install(self, trainer: Trainer) -> NMCallback:
+        """Put this callback before the trainer's reporters, and attach as soon as it has an optimizer.
+
+        Returns:
+            This callback.
+
+        Raises:
+            ValueError: the trainer's model has no N:M weight, or another NMCallback is installed.
+            TypeError: the trainer runs DeepSpeed or FSDP1, which keep their own copies of weights.
+        """
+        require_sparse(trainer.model)
+        refuse_sharded_copies(
+            deepspeed=trainer.is_deepspeed_enabled,
+            fsdp1=trainer.is_fsdp_enabled
+            and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1) == 1,
+        )
+        handler = trainer.callback_handler
+        if any(isinstance(other, NMCallback) and other is not self for other in handler.callbacks):
+            raise ValueError(
+                "this trainer already has an NMCallback; pass mask_interval, freeze_masks_at and "
+                "decay_warmup_steps to one place only"
+            )
+        handler.callbacks = [self, *(other for other in handler.callbacks if other is not self)]
+        create_optimizer = trainer.create_optimizer
+
+        def create_attached_optimizer(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+            optimizer = create_optimizer(*args, **kwargs)
+            self._attach(optimizer, trainer.model)
+            return optimizer
+
+        trainer.create_optimizer = create_attached_optimizer  # type: ignore[method-assign]
+        self._card = RunCard(trainer, self)
+        return self
+
+    def _attach(self, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> None:
+        model = require_sparse(model)
+        self.attachment = attach(optimizer, model, **asdict(self.schedule))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._attach(kwargs["optimizer"], kwargs["model"])
+        assert self.attachment is not None
+        if state.global_step > 0 and self.attachment.step == 0:
+            warnings.warn(
+                f"training goes on from step {state.global_step} without masks and pruned weights from "
+                "its checkpoint (save_only_model, or a dense run): pruned weights start at zero and "
+                "SAD anew, so the run does not continue exactly",
+                stacklevel=2,
+            )
+        if state.is_world_process_zero:
+            cut_back(Path(args.output_dir) / SAD_FILE, state.global_step)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        handle = self.attachment
+        if handle is None or logs is None or "loss" not in logs:
+            return
+        since_start, since_log = handle.sad_per_layer("start"), handle.sad_per_layer("mark")
+        flips = handle.flips_per_layer("mark")
+        measured = {
+            "nm/sad": sum(since_log.values()),
+            "nm/flip_rate": handle.flip_rate("mark"),
+            "nm/sad_init": sum(since_start.values()),
+        }
+        logs.update(measured)
+        # The Trainer keeps a copy of each log before it calls back.
+        if state.log_history and "loss" in state.log_history[-1]:
+            state.log_history[-1].update(measured)
+        if state.is_world_process_zero:
+            row = {
+                "step": state.global_step,
+                "optimizer_step": handle.step,
+                "since_optimizer_step": handle.step_at_mark,
+                **measured,
+                "layers": {
+                    name: {"sad": entries, "flips": flips[name], "sad_init": since_start[name]}
+                    for name, entries in since_log.items()
+                },
+            }
+            path = Path(args.output_dir) / SAD_FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        handle.mark()
+
+    def on_push_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the card of a checkpoint's push, for which the Trainer makes none."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._card is None or not state.is_world_process_zero or not checkpoint.is_dir():
+            return
+        try:
+            self._card.write(checkpoint, self._card.present())
+        except Exception as error:  # as the upload itself, a card that fails does not end training
+            warnings.warn(f"the card of {checkpoint.name} was not written: {error}", stacklevel=2)
+
+
+def require_sparse(model: nn.Module | None) -> nn.Module:
+    if model is None or not sparse_weights(model):
+        raise ValueError(
+            f"the model ({type(model).__name__}) has no N:M weight; call hf_nm.sparsify(model) "
+            "before building the trainer, or use transformers' own Trainer for a dense run"
+        )
+    return model

@@ -1,0 +1,219 @@
+"""``hf-nm``: what it prints, its exit codes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models import bert, llama
+from safetensors.torch import load_file, save_file
+
+import hf_nm
+from hf_nm.cli import app as cli
+
+COMMANDS = ["inspect", "verify", "prune", "pack", "unpack", "push", "bench"]
+
+
+@pytest.fixture
+def hf(monkeypatch, capsys):
+    """Runs the command: its exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hf-nm", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as done:
+            code = int(done.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    """A sparse checkpoint."""
+    folder = tmp_path / "sparse"
+    hf_nm.sparsify(llama().bfloat16()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
+def test_help(command, hf):
+    """Every command says what it does and names its arguments."""
+    code, out, _ = hf(*command, "--help")
+    assert code == 0
+    assert "Usage" in out
+    for name in COMMANDS if not command else ["--help"]:
+        assert name in out
+
+
+def test_inspect(hf, sparse):
+    code, out, _ = hf("inspect", sparse)
+    assert code == 0
+    assert "model.layers.*.mlp.down_proj.weight" in out
+    assert "as it claims" in out
+    code, out, _ = hf("inspect", sparse / "config.json", "--json")
+    assert json.loads(out) == hf_nm.inspect(sparse / "config.json").to_dict()
+
+
+def test_inspect_with_options(hf, tmp_path):
+    bert().save_pretrained(tmp_path)
+    options = ["--pattern", "1:4", "--patterns", "*.1.*=2:8", "--exclude", "*.query", "--json"]
+    code, out, _ = hf("inspect", tmp_path, *options)
+    assert code == 0
+    patterns = {row["pattern"] for row in json.loads(out)["weights"] if "pattern" in row}
+    assert patterns == {"1:4", "2:8"}
+    reasons = [row for row in json.loads(out)["weights"] if row.get("reason") == "excluded"]
+    assert reasons
+
+
+def test_verify(hf, sparse):
+    """Exit code 1 where a group keeps more than n, and nothing else."""
+    code, out, _ = hf("verify", sparse)
+    assert code == 0
+    assert "14 N:M weights (14 x 2:4)" in out
+    code, out, _ = hf("verify", sparse, "--json")
+    assert code == 0
+    assert len(json.loads(out)["layers"]) == 14
+
+    weights = load_file(sparse / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] += 1
+    save_file(weights, sparse / "model.safetensors", {"format": "pt"})
+    code, out, err = hf("verify", sparse)
+    assert code == 1
+    assert not out
+    assert "model.layers.0.mlp.up_proj.weight is not 2:4: group 0 of row [0]" in err
+
+
+def test_prune_pack_and_unpack(hf, tmp_path):
+    """From a dense checkpoint to a packed one and back: the same weights."""
+    dense = llama().bfloat16()
+    dense.save_pretrained(tmp_path / "dense")
+    assert hf("prune", tmp_path / "dense", tmp_path / "sparse")[0] == 0
+    code, out, _ = hf("pack", tmp_path / "sparse", tmp_path / "packed")
+    assert code == 0
+    assert " to " in out
+    assert hf("verify", tmp_path / "packed")[0] == 0
+    assert hf("unpack", tmp_path / "packed", tmp_path / "again")[0] == 0
+    before = load_file(tmp_path / "sparse" / "model.safetensors")
+    after = load_file(tmp_path / "again" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    code, _, err = hf("pack", tmp_path / "sparse", tmp_path / "packed")
+    assert code == 2
+    assert "--overwrite" in err
+    assert hf("pack", tmp_path / "sparse", tmp_path / "packed", "--overwrite")[0] == 0
+
+
+def test_bench(hf, sparse):
+    """Every distinct shape, and the reason where there is no kernel."""
+    code, out, _ = hf(
+        "bench", sparse, "--rounds", "1", "--tokens", "8", "--json", "--device", "cpu"
+    )
+    assert code == 0
+    rows = json.loads(out)
+    assert {tuple(row["shape"]): row["layers"] for row in rows} == {
+        (64, 32): 4,
+        (32, 64): 2,
+        (32, 32): 4,
+        (16, 32): 4,
+    }
+    assert {row["why_no_kernel"] for row in rows} == {"no 2:4 kernel on CPU"}
+    assert "2:4 kernel" in hf("bench", sparse, "--rounds", "1", "--tokens", "8")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "./nowhere"], "./nowhere does not exist"),
+        (["inspect", "{sparse}", "--pattern", "4:2"], "1 <= n < m"),
+        (["inspect", "{sparse}", "--patterns", "1:4"], "GLOB=n:m"),
+        (["verify", "./nowhere"], "./nowhere"),
+        (["prune", "{sparse}", "{sparse}-2"], "hf_nm.restore"),
+        (["unpack", "{sparse}", "{sparse}-2"], "packed"),
+        (["pack", "./nowhere", "{sparse}-2"], "./nowhere"),
+        (["frobnicate"], "No such command"),
+        (["verify"], "Missing argument"),
+    ],
+)
+def test_what_was_wrong(arguments, message, hf, sparse):
+    """One clear message and exit code 2, no traceback, nothing written."""
+    before = sorted(sparse.parent.rglob("*"))
+    code, out, err = hf(*[argument.format(sparse=sparse) for argument in arguments])
+    assert code == 2
+    assert message in (out + err).replace("\n", " ")
+    assert "Traceback" not in err
+    assert sorted(sparse.parent.rglob("*")) == before
+
+
+def test_what_others_raise(hf, tmp_path):
+    """Whatever a file makes torch, safetensors or transformers raise: not exit code 1, no traceback."""
+    llama().save_pretrained(tmp_path / "dense")
+    whole = (tmp_path / "dense" / "model.safetensors").read_bytes()
+    (tmp_path / "dense" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    code, _, err = hf("prune", tmp_path / "dense", tmp_path / "sparse")
+    assert (code, "Traceback" in err) == (2, False)
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    config["num_attention_heads"] = 0
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(config))
+    code, _, err = hf("inspect", tmp_path / "dense")
+    assert (code, "Traceback" in err) == (2, False)
+    code, _, err = hf("bench", tmp_path / "dense", "--device", "tpu")
+    assert code == 2
+    assert "device must be cpu" in err
+
+
+def test_names_are_printed_not_obeyed(hf, sparse):
+    """Red if what a file calls a tensor is taken for markup, or for an emoji."""
+    odd = "a[/b].weight:m:"
+    weights = load_file(sparse / "model.safetensors")
+    weights[odd] = weights["model.layers.0.mlp.up_proj.weight"].clone()
+    save_file(weights, sparse / "model.safetensors", {"format": "pt"})
+    config = json.loads((sparse / "config.json").read_text())
+    config["nm_sparsity"]["modules"] = {odd: "2:4"}
+    (sparse / "config.json").write_text(json.dumps(config))
+    code, out, _ = hf("verify", sparse)
+    assert code == 0
+    assert odd in out
+
+
+def test_version_and_a_dense_push(hf, tmp_path):
+    assert hf("--version")[1].strip() == f"hf-nm {hf_nm.__version__}"
+    bert().save_pretrained(tmp_path)
+    code, _, err = hf("push", tmp_path, "alice/dense")
+    assert code == 2
+    assert "hf-nm prune" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped(number, code, tmp_path):
+    """Red if a stopped command leaves a folder, whole or half."""
+    llama(num_hidden_layers=8).save_pretrained(tmp_path / "dense")
+    program = (
+        "import time, hf_nm.oneshot as o; o.verify = lambda folder: (print('now', flush=True), "
+        "time.sleep(60)); from hf_nm.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "prune", tmp_path / "dense", tmp_path / "sparse"],
+        env=os.environ | {"PYTHONPATH": str(Path(hf_nm.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "now"
+    time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]

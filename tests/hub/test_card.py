@@ -1,0 +1,269 @@
+"""The card: what it says from data alone, and what it keeps of somebody else's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hub_repos import check_card
+
+import hf_nm
+from hf_nm.formats.manifest import Manifest
+from hf_nm.hub.card import CardFacts, card_metadata, card_text
+from hf_nm.hub.readme import (
+    BEGIN,
+    END,
+    has_changed,
+    is_edited,
+    merge_metadata,
+    read_metadata,
+    renew,
+    update_readme,
+)
+from hf_nm.model.report import LayerRow, Report, SkippedRow
+from hf_nm.optim.sad_log import read_history
+
+P24, P14 = hf_nm.NMPattern(2, 4), hf_nm.NMPattern(1, 4)
+ROWS = [
+    LayerRow("layer.10.weight", P24, (4, 8), 16),
+    LayerRow("layer.2.weight", P24, (4, 8), 15),
+    LayerRow("layer.0.a|b`c", P14, (2, 4, 8), 16),
+]
+REPORT = Report(ROWS, [SkippedRow("embed.weight", (10, 8), "not claimed")])
+MANIFEST = Manifest(P24, "sr-ste", 2e-4, {"x": P24})
+
+
+def facts(**changes: Any) -> CardFacts:
+    return CardFacts("me/model", **{"report": REPORT, "manifest": MANIFEST} | changes)
+
+
+# -- what it says -----------------------------------------------------------------------------------
+
+
+def test_numbers() -> None:
+    """Red if a number of the table is not that of the report, or layer 10 comes before layer 2."""
+    text = card_text(facts())
+    assert "| 2:4 | 2 | 64 | 31 | 48.44% |" in text
+    assert "| 1:4 | 1 | 64 | 16 | 25.00% |" in text
+    assert "| dense | 1 | 80 |  |  |" in text
+    assert "| `layer.0.a\\|bc` | 2x4x8 | 1:4 | 16 | 25.00% |" in text
+    assert text.index("layer.0") < text.index("layer.2.") < text.index("layer.10.")
+    assert "| method | sr-ste, decay 0.0002 |" in text
+
+
+def test_speed_is_not_promised() -> None:
+    """Red if the card promises a speed that nobody measured, or a kernel that does not exist."""
+    both = card_text(facts())
+    assert "zeros alone make a model neither faster nor smaller" in both
+    assert "sparse tensor cores" in both
+    assert "Common hardware has none for 1:4." in both
+    only = card_text(facts(report=Report(ROWS[2:], [])))
+    assert "sparse tensor cores" not in only
+
+
+def test_scores() -> None:
+    """Red if recovery is turned round, or a score is compared with nothing."""
+    scores = [
+        hf_nm.Score("accuracy", 0.9, "glue", "validation", dense=0.92),
+        hf_nm.Score("perplexity", 20.0, "wikitext", dense=18.0, higher_is_better=False),
+        hf_nm.Score("BLEU", 27.0, "wmt14", signature="a|b"),
+        hf_nm.Score("gain", 0.0, "x", dense=0.0),
+    ]
+    text = card_text(facts(scores=scores))
+    assert "| accuracy | glue, validation | 0.9 | 0.92 | -0.02 | 97.8% |" in text
+    assert "| perplexity | wikitext, test | 20 | 18 | +2 | 90.0% |" in text
+    assert "| BLEU | wmt14, test | 27 | - | - | - |" in text
+    assert "| gain | x, test | 0 | 0 | +0 | - |" in text
+    assert "BLEU: `a|b`\n" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": float("nan")}, "must be finite"),
+        ({"dense": float("inf")}, "must be finite"),
+        ({"metric": ""}, "name of its metric"),
+    ],
+)
+def test_score_that_is_none(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hf_nm.Score(**{"metric": "BLEU", "value": 1.0, "data": "x"} | changes)
+
+
+def test_metadata() -> None:
+    """Red if the Hub would refuse it: a model-index without a task, a tag that is no text."""
+    score = hf_nm.Score("Exact match", 0.5, "rajpurkar/squad", signature="s")
+    for task in (None, "question-answering"):
+        data = card_metadata(facts(scores=[score], task=task, base_model=["a/b", "c/d"]))
+        card = update_readme(None, "x", data, {}, "model")
+        assert check_card(card) == ([], [])
+        assert read_metadata(card) == data
+        assert ("model-index" in data) == (task is not None)
+    (result,) = data["model-index"][0]["results"]
+    dataset = {"type": "rajpurkar/squad", "name": "rajpurkar/squad", "split": "test"}
+    assert result["dataset"] == dataset
+    assert result["metrics"][0]["type"] == "exact-match"
+    assert data["tags"] == ["sparse", "sparsity", "hf-nm", "2:4", "1:4"]
+
+
+def test_dense_model() -> None:
+    dense = facts(report=None, manifest=None)
+    assert "tags" not in card_metadata(dense)
+    assert card_text(dense).strip().startswith("## How to use")
+    assert "hf_nm" not in card_text(dense)
+
+
+def test_snippet() -> None:
+    text = card_text(facts(loads_with="AutoModelX", processor="AutoTokenizer", revision="v1"))
+    assert "from transformers import AutoModelX, AutoTokenizer\n" in text
+    assert 'tokenizer = AutoTokenizer.from_pretrained("me/model", revision="v1")\n' in text
+
+
+def test_history_of_a_stopped_run(tmp_path: Any) -> None:
+    (tmp_path / "nm_sad.jsonl").write_text('{"step": 1}\n{"st')
+    assert read_history(tmp_path) == [{"step": 1}]
+
+
+# -- what it keeps ----------------------------------------------------------------------------------
+
+
+def update(text: str | None, part: str = "PART", **metadata: Any) -> str:
+    return update_readme(text, part, metadata, {}, "model")
+
+
+def test_new_card() -> None:
+    card = update(None, tags=["2:4"], license="mit")
+    assert card.startswith("---\ntags:\n- '2:4'\nlicense: mit\n---\n\n# model\n\n" + BEGIN)
+    assert card.endswith(f"PART\n{END}\n")
+    assert update("---\nlicense: apache-2.0\n---\n").startswith(
+        "---\nlicense: apache-2.0\n---\n\n# model\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        "# Mine\n\nText.\n",
+        "---\nlicense: mit # why\ntags: [a,   b]\n---\n# Mine\r\n\r\nText.\r\n",
+        f"# Mine\n{BEGIN}\nhalf a part\n\n## Mine too\n",
+        f"# Mine\n{END}\nText.\n",
+        f"# Mine\n{BEGIN}\nlost\n\nMine.\n{BEGIN}\nold\n{END}\nText.\n",
+        "---\nno front matter",
+    ],
+)
+def test_everything_else_stays(own: str) -> None:
+    """Red if a push changes a character outside the markers, or adds a second part."""
+    first = update(own, "one")
+    second = update(first, "two")
+    for card, part in ((first, "one"), (second, "two")):
+        assert card.count(part) == 1
+        newline = "\r\n" if "\r\n" in own else "\n"
+        begin = card.rindex(BEGIN)
+        end = card.index(END, begin) + len(END)
+        outside = card[:begin] + card[end:]
+        old = f"{BEGIN}\nold\n{END}"
+        expected = own.replace(old, "").replace("\r\n", "\n")
+        assert outside.replace("\r\n", "\n").rstrip() == expected.rstrip()
+        assert card.count("\n") == card.count(newline)
+    assert "one" not in second
+    assert update(second, "two") == second
+
+
+def test_part_is_not_taken_for_its_end() -> None:
+    card = update(None, f"a {END} b {BEGIN} c")
+    assert "a  b  c" in card
+    assert update(card, "new").count("new") == 1
+    assert "b  c" not in update(card, "new")
+
+
+def test_in_front_of_what_a_program_wrote() -> None:
+    """Red if our part stands behind pages of 'More information needed'."""
+    trainer = "<!-- This model card has been generated automatically ... -->\n# x\n\n## Model\n"
+    template = "# x\n\nThis model card has been automatically generated.\n\n## Model Details\n"
+    for text in (trainer, template):
+        card = update(text)
+        assert card.index("PART") < card.index("## Model")
+
+
+def test_who_wrote_it() -> None:
+    """Red if a program's text counts as a person's, or a person's as a program's."""
+    generated = "<!-- This model card has been generated automatically -->\n# x\n"
+    for text, person in ((None, False), (generated, False), ("# Mine\n", True)):
+        card = update(text, license="mit")
+        assert is_edited(text) is is_edited(card) is person
+        assert not has_changed(card)
+        metadata = card.replace("license: mit", "license: apache-2.0")
+        assert has_changed(metadata)
+        assert is_edited(metadata) is person
+        assert is_edited(update(metadata)) is person
+        written = card.replace(f"{END}", f"{END}\n\nMore.")
+        assert has_changed(written)
+        assert is_edited(written)
+        again = update(written)
+        assert is_edited(again)
+        assert not has_changed(again)
+        ours = card.replace("PART", "somebody wrote into our part")
+        assert not has_changed(ours)
+    assert has_changed("# Mine\n")
+
+
+def test_renew() -> None:
+    comment = "<!-- This model card has been generated automatically -->"
+    generated = f"---\nlicense: mit\ntags: [t]\n---\n{comment}\n# new\n"
+    assert renew(None, generated, False) == generated
+    old = update(generated.replace("# new", "# old"), tags=["2:4"], language="no")
+    card = renew(old.replace("license: mit", "license: bsd"), generated, False)
+    assert "# new" in card
+    assert read_metadata(card) == {"license": "bsd", "tags": ["t"], "language": "no"}
+    assert "# old" in renew(old, generated, True)
+
+
+@pytest.mark.parametrize(
+    ("present", "found", "stated", "expected"),
+    [
+        ({"license": "mit"}, {"license": "x"}, {}, {"license": "mit"}),
+        ({"license": "mit"}, {}, {"license": "x"}, {"license": "x"}),
+        ({"license": None}, {"license": "x"}, {}, {"license": "x"}),
+        ({"tags": "a"}, {"tags": ["b", "a"]}, {}, {"tags": ["a", "b"]}),
+        ({"tags": ["1:4", "a"]}, {"tags": ["2:4"]}, {}, {"tags": ["a", "2:4"]}),
+        ({"datasets": ["a"]}, {}, {"datasets": ["b"]}, {"datasets": ["a", "b"]}),
+        ({"my": {"own": 1}}, {}, {}, {"my": {"own": 1}}),
+    ],
+)
+def test_merged_metadata(present: dict, found: dict, stated: dict, expected: dict) -> None:
+    assert merge_metadata(present, found, stated) == expected
+
+
+def test_merged_results() -> None:
+    """Red if a result of somebody else is lost, or ours is there twice."""
+
+    def index(*metrics: tuple[str, float], split: str = "test") -> list[dict[str, Any]]:
+        rows = [{"type": name, "name": name, "value": value} for name, value in metrics]
+        data = {"name": "d", "type": "d", "split": split}
+        return [
+            {"name": "m", "results": [{"task": {"type": "t"}, "dataset": data, "metrics": rows}]}
+        ]
+
+    def merged(present: Any, ours: Any) -> Any:
+        return merge_metadata({"model-index": present}, {"model-index": ours}, {})["model-index"]
+
+    assert merged(None, index(("a", 1.0))) == index(("a", 1.0))
+    assert merged("broken", index(("a", 1.0))) == index(("a", 1.0))
+    assert merged(index(("a", 1.0), ("b", 2.0)), index(("a", 3.0))) == index(("b", 2.0), ("a", 3.0))
+    other = merged(index(("a", 1.0), split="validation"), index(("a", 3.0)))
+    assert [row["metrics"][0]["value"] for row in other[0]["results"]] == [1.0, 3.0]
+
+
+def test_yaml_as_the_hub_reads_it() -> None:
+    """Red if PyYAML's own rules come back: a pattern is the number 124, Norwegian is false."""
+    text = "---\nlanguage: no\ntags:\n- 2:4\ny: 1.5e-3\nz: 2024-01-01\nt: true\nn:\n---\n"
+    read = {"language": "no", "tags": ["2:4"], "y": 0.0015, "z": "2024-01-01", "t": True}
+    assert read_metadata(text) == read | {"n": None}
+    again = update(text, license="mit")
+    assert read_metadata(again) == read | {"n": None, "license": "mit"}
+
+
+@pytest.mark.parametrize("front", ["a: [", "- a\n- b", "text", "a: !!python/object:os.system x"])
+def test_metadata_that_is_none(front: str) -> None:
+    with pytest.raises(ValueError, match=r"top of README\.md"):
+        update(f"---\n{front}\n---\n# x\n")
