@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 
-import hf_nm.mask
 import pytest
 import torch
 from reference import reference_mask
@@ -13,6 +12,7 @@ from tolerances import assert_same_bits
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import hf_nm.sparsity.mask
 from hf_nm import NMPattern, nm_mask
 from hf_nm.sparsity.bits import fingerprint
 from hf_nm.sparsity.mask import (
@@ -66,8 +66,8 @@ def many_ties(*shape: int) -> Tensor:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of some hundred entries span several chunks."""
-    monkeypatch.setattr(hf_nm.mask, "_CHUNK_CPU", 100)
-    monkeypatch.setattr(hf_nm.mask, "_CHUNK_OTHER", 100)
+    monkeypatch.setattr(hf_nm.sparsity.mask, "_CHUNK_CPU", 100)
+    monkeypatch.setattr(hf_nm.sparsity.mask, "_CHUNK_OTHER", 100)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
