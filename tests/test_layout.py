@@ -74,7 +74,7 @@ ORDER = [
 ]
 LONGEST = 400
 TRANSFORMERS = {"transformers", "huggingface_hub", "accelerate"}
-DATA = {"datasets", "evaluate", "sacrebleu"}
+DATA = {"datasets", "evaluate", "sacrebleu", "numpy", "scipy", "sklearn", "pandas"}
 ALLOWED = {
     "trainer": TRANSFORMERS,
     "conversion": TRANSFORMERS,
@@ -84,7 +84,12 @@ ALLOWED = {
     "inspection": TRANSFORMERS,
     "oneshot": TRANSFORMERS,
     "recipe_options": TRANSFORMERS,
-    "metrics": DATA,
+    "agreement": {"numpy", "scipy", "sklearn"},
+    "bootstrap": {"numpy", "scipy"},
+    "results": {"pandas"},
+    "predictions": {"numpy", "pandas"},
+    "comparison": {"numpy"},
+    "metrics": {"datasets", "evaluate", "sacrebleu", "sklearn"},
 }
 
 
@@ -177,6 +182,7 @@ def test_import_is_light() -> None:
         "optimizer.step()\n"
         "hf_nm.verify(model)\n"
         "heavy = 'transformers huggingface_hub accelerate datasets evaluate sacrebleu matplotlib'\n"
+        "heavy += ' scipy sklearn pandas tabulate'\n"
         "loaded = set(heavy.split()) & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )
