@@ -6,9 +6,9 @@ tensors in main memory, and returns float64 ``[...]``. The leading dimensions (b
 runs) broadcast. Each raises ValueError for no examples or for different numbers of them.
 
 The correlations are scipy's and F1 is scikit-learn's, which score many rows in one call. Accuracy and
-Matthews are not: scikit-learn's take one row a call, in which they spend 0.3 ms and 1 ms whatever its
-length, minutes for the 10,000 resamples of every run in a comparison. For one set of predictions
-:mod:`hf_nm.metrics` calls them.
+Matthews are not: scikit-learn's take one row a call, 0.5 ms and 2 ms of a Xeon core for 408 examples
+against 4 and 23 microseconds here, so five minutes for 10,000 resamples of 16 runs. For one set of
+predictions :mod:`hf_nm.metrics` calls them.
 """
 
 from __future__ import annotations

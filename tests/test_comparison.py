@@ -22,7 +22,7 @@ DENSE, ASP, SRSTE = "dense", "ASP 2:4", "SR-STE 2:4 + distillation"
 
 def table_rows(text: str) -> list[list[str]]:
     """The cells of every table in `text`, without what aligns them."""
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    lines = [line for line in text.splitlines() if line.startswith("|") and set(line) - set("|-: ")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
