@@ -205,9 +205,9 @@ def _resample(name: str, task: Task, resamples: int, seed: int) -> dict[str, Sco
 
     everything = np.arange(examples)
     with warnings.catch_warnings():
-        # Of the interval and the standard error that scipy makes of each run alone.
+        # Of the interval (nan) and the standard error (one resample) that scipy makes of each run.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        warnings.filterwarnings("ignore", "invalid value encountered|Degrees of freedom")
+        warnings.filterwarnings("ignore", "Degrees of freedom")
         found = stats.bootstrap(
             (everything,),
             scored,

@@ -274,9 +274,9 @@ def test_predictions_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match="needs the header"):
             read_predictions(tmp_path)
-    for line in ("1", "1\t1\t1", "1\tyes"):
+    for line in ("1", "1\t1\t1", "1\tyes", ""):
         path.write_text(f"reference\tprediction\n1\t1\n{line}\n")
-        with pytest.raises(ValueError, match=r"predictions\.tsv, line 3: '1"):
+        with pytest.raises(ValueError, match=rf"predictions\.tsv, line 3: '{line[:1]}"):
             read_predictions(tmp_path)
 
 
