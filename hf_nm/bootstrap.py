@@ -207,7 +207,7 @@ def _resample(name: str, task: Task, resamples: int, seed: int) -> dict[str, Sco
     with warnings.catch_warnings():
         # Of the interval (nan) and the standard error (one resample) that scipy makes of each run.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        warnings.filterwarnings("ignore", "Degrees of freedom")
+        warnings.filterwarnings("ignore", "Degrees of freedom|invalid value encountered in divide")
         found = stats.bootstrap(
             (everything,),
             scored,
