@@ -16,6 +16,7 @@ PACKAGE = ROOT / "hf_nm"
 # packages that a plain training loop does without. A new folder gets its line here.
 HUGGING_FACE = {"transformers", "huggingface_hub", "accelerate"}
 DATA = {"datasets", "evaluate", "sacrebleu"}
+SCIENCE = {"numpy", "pandas", "scipy", "sklearn"}
 TERMINAL = {"typer", "rich"}
 FOLDERS = {
     "sparsity": (set(), set()),
@@ -37,7 +38,7 @@ FOLDERS = {
     ),
     "experiments": (
         {"sparsity", "methods", "formats", "model", "optim", "checkpoint", "hub", "trainer"},
-        HUGGING_FACE | DATA | {"yaml", "matplotlib"},
+        HUGGING_FACE | DATA | SCIENCE | {"yaml", "matplotlib"},
     ),
 }
 BOTTOM = {"compat", "environment", "version"}  # files that every folder may import
@@ -162,6 +163,7 @@ def test_import_is_light() -> None:
         "optimizer.step()\n"
         "hf_nm.verify(model)\n"
         "heavy = 'transformers huggingface_hub accelerate datasets evaluate sacrebleu matplotlib'\n"
+        "heavy += ' scipy sklearn pandas tabulate'\n"
         "loaded = set(heavy.split()) & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )

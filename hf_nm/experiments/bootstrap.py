@@ -3,17 +3,26 @@
 The percentile bootstrap, paired: in a resample the same examples are drawn for every arm and every
 seed of a task, so that what makes an example hard for all of them cancels out. The runs' seeds are
 not resampled: an interval says how far the choice of examples moves the result, not the training.
+
+A task's examples are drawn by `scipy.stats.bootstrap`. What is ours is what it has no statistic for:
+the ratio to the dense arm, means over tasks and differences of arms, all of the same draws. One call
+for all tasks would do that too, but then a further task would change every other one's draws.
 """
 
 from __future__ import annotations
 
+import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
+from hf_nm.experiments.agreement import Metric
+
+Scores = NDArray[np.float64]
 CHUNK = 2**19  # predictions scored in one go: 4 MiB in each of a metric's intermediate tensors
 
 
@@ -30,12 +39,12 @@ class Task:
         predictions: for each arm its runs, one for each seed, ``[examples]`` each.
         metric: (predictions ``[runs, resamples, examples]``, references ``[resamples, examples]``)
             -> scores ``[runs, resamples]``, higher is better; such as those of
-            :mod:`hf_nm.agreement`.
+            :mod:`hf_nm.experiments.agreement`.
     """
 
-    references: Tensor
-    predictions: Mapping[str, Sequence[Tensor]]
-    metric: Callable[[Tensor, Tensor], Tensor]
+    references: ArrayLike
+    predictions: Mapping[str, Sequence[ArrayLike]]
+    metric: Metric
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Resampled:
         confidence: what an interval covers, such as 0.95.
     """
 
-    scores: Mapping[str, Mapping[str, Tensor]]
+    scores: Mapping[str, Mapping[str, Scores]]
     baseline: str
     confidence: float
 
@@ -88,31 +97,30 @@ class Resampled:
         """
         return self._interval(self._mean_recovery(arm) - self._mean_recovery(other))
 
-    def _mean_recovery(self, arm: str) -> Tensor:
-        return torch.stack([self._recovery(task, arm) for task in self.scores]).mean(0)
+    def _mean_recovery(self, arm: str) -> Scores:
+        return np.mean([self._recovery(task, arm) for task in self.scores], axis=0)
 
-    def _recovery(self, task: str, arm: str) -> Tensor:
+    def _recovery(self, task: str, arm: str) -> Scores:
         dense = self._of(task, self.baseline)
-        unusable = int((~(dense[1:] > 0)).sum())  # a nan is not above 0 either
+        unusable = np.count_nonzero(~(dense[1:] > 0))  # a nan is not above 0 either
         if unusable or not dense[0] > 0:
             raise UndefinedRecoveryError(
                 f"recovery on {task} is undefined: the score of {self.baseline} is "
-                f"{dense[0].item():.4g}, and not above 0 in {unusable} of {len(dense) - 1} "
+                f"{dense[0]:.4g}, and not above 0 in {unusable} of {len(dense) - 1} "
                 "resamples; train the dense runs for longer, or leave the task out."
             )
         return self._of(task, arm) / dense
 
-    def _of(self, task: str, arm: str) -> Tensor:
+    def _of(self, task: str, arm: str) -> Scores:
         if task not in self.scores:
             raise ValueError(f"there is no task {task!r}, only {', '.join(self.scores)}")
         if arm not in self.scores[task]:
             raise ValueError(f"{arm!r} has no run on {task}, only {', '.join(self.scores[task])}")
         return self.scores[task][arm]
 
-    def _interval(self, values: Tensor) -> Interval:
+    def _interval(self, values: Scores) -> Interval:
         tail = (1 - self.confidence) / 2
-        bounds = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-        low, high = torch.quantile(values[1:], bounds).tolist()
+        low, high = np.quantile(values[1:], [tail, 1 - tail]).tolist()
         return Interval(values[0].item(), low, high)
 
 
@@ -138,8 +146,8 @@ def paired_bootstrap(
         seed: of the draws.
 
     Raises:
-        ValueError: no task, a task without examples, without the baseline or with an arm without
-            runs; predictions and references of different lengths; a number out of range.
+        ValueError: no task, a task with fewer than two examples, without the baseline or with an arm
+            without runs; predictions and references of different lengths; a number out of range.
 
     Source:
         Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13.
@@ -156,10 +164,11 @@ def paired_bootstrap(
 
 
 def _check(name: str, task: Task, baseline: str) -> None:
-    if task.references.dim() != 1 or not task.references.numel():
+    shape = np.shape(task.references)
+    if len(shape) != 1 or shape[0] < 2:
         raise ValueError(
-            f"{name}: references must be [examples], at least one of them, but their shape is "
-            f"{list(task.references.shape)}"
+            f"{name}: references must be [examples], at least two of them to draw from, but their "
+            f"shape is {list(shape)}"
         )
     if baseline not in task.predictions:
         raise ValueError(
@@ -170,36 +179,45 @@ def _check(name: str, task: Task, baseline: str) -> None:
         if not runs:
             raise ValueError(f"{name}: {arm!r} has no runs; leave the arm out or give one")
         for run in runs:
-            if run.shape != task.references.shape:
+            if np.shape(run) != shape:
                 raise ValueError(
-                    f"{name}: predictions of {arm!r} have the shape {list(run.shape)}, the "
-                    f"references {list(task.references.shape)}; give one for each example."
+                    f"{name}: predictions of {arm!r} have the shape {list(np.shape(run))}, the "
+                    f"references {list(shape)}; give one for each example."
                 )
 
 
-def _resample(name: str, task: Task, resamples: int, seed: int) -> dict[str, Tensor]:
-    """Every arm's scores, float64 ``[1 + resamples]``, the first on the examples as they are."""
-    runs = torch.stack([run for arm in task.predictions.values() for run in arm])
+def _resample(name: str, task: Task, resamples: int, seed: int) -> dict[str, Scores]:
+    """Every arm's scores, ``[1 + resamples]``, the first on the examples as they are."""
+    references = np.asarray(task.references)
+    runs = np.stack([np.asarray(run) for arm in task.predictions.values() for run in arm])
     count, examples = runs.shape
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-    rows = max(1, CHUNK // (count * examples))
-    # One tensor for all: small results between large intermediate ones keep memory from reuse.
-    scores = torch.empty(count, 1 + resamples, dtype=torch.float64)
-    scores[:, :1] = _scored(name, task, runs[:, None], task.references[None])
-    for start in range(0, resamples, rows):
-        part = scores[:, 1 + start : 1 + start + rows]
-        drawn = torch.randint(examples, (part.shape[1], examples), generator=generator)
-        part[:] = _scored(name, task, runs[:, drawn], task.references[drawn])
-    seeds = [len(arm) for arm in task.predictions.values()]
-    each = scores.split(seeds)
-    return {arm: own.mean(0) for arm, own in zip(task.predictions, each, strict=True)}
 
+    def scored(drawn: NDArray[np.int64], axis: int) -> Scores:
+        """Numbers of examples ``[resamples, examples]`` -> ``[runs, resamples]``."""
+        predictions = runs[:, drawn]
+        scores = task.metric(predictions, references[drawn])
+        if np.shape(scores) != predictions.shape[:-1]:
+            raise ValueError(
+                f"{name}: the metric gave the shape {list(np.shape(scores))} for predictions of "
+                f"the shape {list(predictions.shape)}; it must keep all but the last dimension."
+            )
+        return np.asarray(scores)
 
-def _scored(name: str, task: Task, predictions: Tensor, references: Tensor) -> Tensor:
-    scores = task.metric(predictions, references)
-    if scores.shape != predictions.shape[:-1]:
-        raise ValueError(
-            f"{name}: the metric gave the shape {list(scores.shape)} for predictions of the shape "
-            f"{list(predictions.shape)}; it must keep all but the last dimension."
+    everything = np.arange(examples)
+    with warnings.catch_warnings():
+        # Of the interval (nan) and the standard error (one resample) that scipy makes of each run.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        warnings.filterwarnings("ignore", "Degrees of freedom|invalid value encountered in divide")
+        found = stats.bootstrap(
+            (everything,),
+            scored,
+            n_resamples=resamples,
+            batch=max(1, CHUNK // (count * examples)),
+            vectorized=True,
+            method="percentile",
+            rng=np.random.default_rng(zlib.crc32(f"{seed}/{name}".encode())),
         )
-    return scores
+    scores = np.hstack([scored(everything[None], axis=-1), found.bootstrap_distribution])
+    ends = np.cumsum([len(arm) for arm in task.predictions.values()])
+    each = np.split(scores, ends[:-1])
+    return {arm: own.mean(0) for arm, own in zip(task.predictions, each, strict=True)}

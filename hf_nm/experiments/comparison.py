@@ -8,16 +8,15 @@ Everything is read from what the runs left in their folders: `results.json`, `pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from hf_nm.experiments.agreement import mean_of
+from hf_nm.experiments.agreement import Metric, mean_of
 from hf_nm.experiments.bootstrap import (
     Interval,
     Resampled,
@@ -191,8 +190,8 @@ class _TaskRun:
 
     path: Path
     facts: dict[str, Any]
-    references: Tensor
-    predictions: Tensor
+    references: np.ndarray
+    predictions: np.ndarray
 
     @property
     def arm(self) -> str:
@@ -214,7 +213,7 @@ class _TaskRun:
         return score["metric"], tuple(self.facts["metrics"]), score["signature"]
 
     @property
-    def metric(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def metric(self) -> Metric:
         return mean_of(self.facts["metrics"])
 
 
@@ -276,13 +275,13 @@ def _task(name: str, runs: Sequence[_TaskRun]) -> Task:
                 f"{name}: {first.path} is scored as {first.scored_as}, {run.path} as "
                 f"{run.scored_as}; score them again with one version and setting."
             )
-        if not torch.equal(run.references.double(), first.references.double()):
+        if not np.array_equal(run.references, first.references):
             raise ValueError(
                 f"{name}: {first.path} and {run.path} are scored on different references "
                 f"({len(first.references)} and {len(run.references)} examples); score them again "
                 "on one data set, in one order."
             )
-    predictions: dict[str, list[Tensor]] = {}
+    predictions: dict[str, list[np.ndarray]] = {}
     for run in (first, *others):
         predictions.setdefault(run.arm, []).append(run.predictions)
     return Task(first.references, predictions, first.metric)
@@ -310,7 +309,7 @@ def _score_table(arms: Sequence[str], runs: Sequence[_TaskRun], found: Resampled
         time = median(run.seconds / dense_seconds[run.task] for run in own)
         rows.append(
             [
-                _cell(arm),
+                arm,
                 "-".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
                 *(
                     f"{100 * found.score(name, arm).value:.2f}" if count else "-"
@@ -320,7 +319,7 @@ def _score_table(arms: Sequence[str], runs: Sequence[_TaskRun], found: Resampled
                 f"{time:.2f}",
             ]
         )
-    columns = ["arm", "seeds", *map(_cell, found.scores), "flip rate per step"]
+    columns = ["arm", "seeds", *found.scores, "flip rate per step"]
     columns += ["update time vs dense"]
     return markdown_table(columns, rows)
 
@@ -345,7 +344,7 @@ def _recovery_table(
             whole.add(arm)
     rows = []
     for arm in arms:
-        row = [_cell(arm)]
+        row = [arm]
         for name, scores in found.scores.items():
             there = arm in scores and name not in undefined
             row.append(_percent(found.recovery(name, arm)) if there else "-")
@@ -354,9 +353,9 @@ def _recovery_table(
             both = arm != against and {arm, against} <= whole
             row.append(_percent(found.difference(arm, against), "+") if both else "-")
         rows.append(row)
-    columns = ["arm", *map(_cell, found.scores), "mean"]
+    columns = ["arm", *found.scores, "mean"]
     if against is not None:
-        columns.append(_cell(f"vs {against}"))
+        columns.append(f"vs {against}")
         notes.append(
             f"vs {against}: difference in mean recovery, in percentage points; significant where 0 "
             "is outside the interval."
@@ -367,10 +366,6 @@ def _recovery_table(
 def _percent(share: Interval, sign: str = "") -> str:
     value, low, high = (f"{100 * part:{sign}.1f}" for part in (share.value, share.low, share.high))
     return f"{value} [{low}, {high}]"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def results_file(folder: str | Path) -> Path:

@@ -1,18 +1,20 @@
 """How good an output is: BLEU and chrF of translations, accuracy, F1 and correlations of classes
 and numbers, as `evaluate` metrics that need no network.
 
-`evaluate.load("sacrebleu")` fetches a script from the Hub; these classes call the sacrebleu package
-or :mod:`hf_nm.agreement` directly and otherwise behave the same, in `evaluate.combine` too.
+`evaluate.load("sacrebleu")` fetches a script from the Hub; these classes call sacrebleu, scikit-learn
+or scipy directly and otherwise behave the same, in `evaluate.combine` too.
 """
 
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
 import sacrebleu
-import torch
+from sklearn.metrics import accuracy_score, matthews_corrcoef
 
-from hf_nm.experiments.agreement import METRICS
+from hf_nm.experiments.agreement import f1, pearson, spearman
 
 _CITATION = """@inproceedings{post-2018-call, title={A Call for Clarity in Reporting {BLEU} Scores},
 author={Post, Matt}, booktitle={WMT}, year={2018}, url={https://aclanthology.org/W18-6319}}"""
@@ -113,8 +115,9 @@ class ChrF(_SacreMetric):
 class _Agreement(evaluate.Metric):
     """Shared by those below: one number, under the name that evaluate's own script gives it."""
 
-    key: str
-    value = "int64"
+    key: ClassVar[str]
+    value: ClassVar[str] = "int64"
+    measure: ClassVar[Callable]  # of (predictions, references); all are symmetric
 
     def _info(self) -> evaluate.MetricInfo:
         value = datasets.Value(self.value)
@@ -126,41 +129,47 @@ class _Agreement(evaluate.Metric):
         )
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        dtype = getattr(torch, self.value)
-        both = (torch.tensor(side, dtype=dtype) for side in (predictions, references))
-        return {self.key: METRICS[self.key](*both).item()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "A single label was found")  # which has its own score
+            return {self.key: float(type(self).measure(predictions, references))}
 
 
 class Accuracy(_Agreement):
-    """Fraction of equal class numbers: `compute` returns `accuracy`, 0 to 1."""
+    """Fraction of equal class numbers, scikit-learn's: `compute` returns `accuracy`, 0 to 1."""
 
     key = "accuracy"
+    measure = staticmethod(accuracy_score)
 
 
 class F1(_Agreement):
-    """F1 of class 1 against class 0: `compute` returns `f1`, 0 to 1; 0.0 where there is no 1."""
+    """F1 of class 1 against class 0, scikit-learn's: `compute` returns `f1`, 0 to 1; 0.0 where there
+    is no 1."""
 
     key = "f1"
+    measure = staticmethod(f1)
 
 
 class MatthewsCorrelation(_Agreement):
-    """Matthews correlation of any number of classes: `compute` returns `matthews_correlation`, -1
-    to 1; 0.0 where one side is a single class."""
+    """Matthews correlation of any number of classes, scikit-learn's: `compute` returns
+    `matthews_correlation`, -1 to 1; 0.0 where one side is a single class."""
 
     key = "matthews_correlation"
+    measure = staticmethod(matthews_corrcoef)
 
 
 class Pearson(_Agreement):
-    """Pearson's correlation of numbers: `compute` returns `pearsonr`, -1 to 1; nan where one side
-    is constant. Values are kept in float64, which evaluate's script rounds to float32."""
+    """Pearson's correlation of numbers, scipy's: `compute` returns `pearsonr`, -1 to 1; nan where one
+    side is constant. Values are kept in float64, which evaluate's script rounds to float32."""
 
     key = "pearsonr"
     value = "float64"
+    measure = staticmethod(pearson)
 
 
 class Spearman(_Agreement):
-    """Spearman's rank correlation of numbers, ties at their average rank: `compute` returns
+    """Spearman's rank correlation of numbers, ties at their average rank, scipy's: `compute` returns
     `spearmanr`, -1 to 1; nan where one side is constant."""
 
     key = "spearmanr"
     value = "float64"
+    measure = staticmethod(spearman)

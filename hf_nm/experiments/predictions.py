@@ -6,14 +6,17 @@ they read back as the same float64.
 
 from __future__ import annotations
 
+import csv
+import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import pandas as pd
 
 PREDICTIONS_FILE = "predictions.tsv"
-HEADER = "reference\tprediction"
+COLUMNS = ["reference", "prediction"]
+HEADER = "\t".join(COLUMNS)
 
 
 def write_predictions(folder: str | Path, references: Any, predictions: Any) -> None:
@@ -28,19 +31,19 @@ def write_predictions(folder: str | Path, references: Any, predictions: Any) -> 
         ValueError: different numbers of examples, or none.
         TypeError: a value is neither an integer nor a float, such as a row of logits.
     """
-    sides = [_cells(references), _cells(predictions)]
-    if len(sides[0]) != len(sides[1]) or not sides[0]:
+    sides = [_column(references), _column(predictions)]
+    if len(sides[0]) != len(sides[1]) or not len(sides[0]):
         raise ValueError(
             f"every example needs a reference and a prediction, got {len(sides[0])} references and "
             f"{len(sides[1])} predictions"
         )
-    lines = [HEADER, *map("\t".join, zip(*sides, strict=True))]
     path = Path(folder) / PREDICTIONS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    table = pd.DataFrame(dict(zip(COLUMNS, sides, strict=True)))
+    table.to_csv(path, sep="\t", index=False, na_rep="nan", lineterminator="\n")
 
 
-def read_predictions(folder: str | Path) -> tuple[Tensor, Tensor]:
+def read_predictions(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """References and predictions that :func:`write_predictions` wrote into `folder`.
 
     Returns:
@@ -57,45 +60,51 @@ def read_predictions(folder: str | Path) -> tuple[Tensor, Tensor]:
             f"{path}: no predictions here; write them with "
             "hf_nm.experiments.predictions.write_predictions."
         )
-    header, *lines = path.read_text("utf-8").split("\n")
-    if header != HEADER or not lines or lines.pop() or not lines:
+    lines = path.read_text("utf-8").split("\n")
+    if lines[0] != HEADER or lines.pop() or len(lines) < 2:
         raise ValueError(
             f"{path}: needs the header {HEADER!r}, then one line for each example; the file may "
             "have been cut short."
         )
-    columns: tuple[list, list] = [], []
-    for number, line in enumerate(lines, start=2):
-        try:
-            for column, cell in zip(columns, line.split("\t"), strict=True):
-                column.append(_value(cell))
-        except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number}: {line!r} is not a reference and a prediction, two numbers "
-                "with a tab between them"
-            ) from error
-    return _tensor(columns[0]), _tensor(columns[1])
-
-
-def _cells(values: Any) -> list[str]:
-    """One text for each value; an array's or a tensor's ``tolist`` keeps all its digits."""
-    cells = []
-    for value in values.tolist() if hasattr(values, "tolist") else values:
-        if not isinstance(value, int | float):
-            raise TypeError(
-                f"a prediction is a class number or a float, but got {type(value).__name__}: give "
-                "[examples], such as logits.argmax(-1)"
-            )
-        cells.append(str(int(value)) if isinstance(value, int) else repr(float(value)))
-    return cells
-
-
-def _value(cell: str) -> int | float:
     try:
-        return int(cell)
-    except ValueError:
-        return float(cell)
+        # The header as a row too: below a header a row with a cell more is an index to pandas.
+        cells = pd.read_csv(
+            path,
+            sep="\t",
+            header=None,
+            dtype=str,
+            quoting=csv.QUOTE_NONE,
+            keep_default_na=False,
+            skip_blank_lines=False,
+        )
+        wrong = (cells.apply(pd.to_numeric, errors="coerce").isna() & (cells != "nan")).any(axis=1)
+        at = wrong[1:].idxmax() if wrong[1:].any() else None
+    except pd.errors.ParserError as error:
+        at = int(re.findall(r"line (\d+)", str(error))[0]) - 1
+    if at is not None:
+        raise ValueError(
+            f"{path}, line {at + 1}: {lines[at]!r} is not a reference and a prediction, two "
+            "numbers with a tab between them"
+        )
+    return _numbers(cells[0][1:]), _numbers(cells[1][1:])
 
 
-def _tensor(column: list[int | float]) -> Tensor:
-    whole = all(isinstance(value, int) for value in column)
-    return torch.tensor(column, dtype=torch.int64 if whole else torch.float64)
+def _numbers(cells: pd.Series) -> np.ndarray:
+    # From text, because pandas' own reading of floats is not exact to the last digit everywhere.
+    texts = cells.to_numpy(dtype=object)
+    try:
+        return texts.astype(np.int64)
+    except (ValueError, OverflowError):
+        return texts.astype(np.float64)
+
+
+def _column(values: Any) -> pd.Series:
+    """A column of integers or of float64; an array's or a tensor's ``tolist`` keeps all its digits."""
+    values = values.tolist() if hasattr(values, "tolist") else list(values)
+    column = pd.Series(values, dtype=None if values else float)
+    if column.dtype.kind not in "biuf":
+        raise TypeError(
+            f"a prediction is a class number or a float, but got {type(values[0]).__name__}: give "
+            "[examples], such as logits.argmax(-1)"
+        )
+    return column.astype(int) if column.dtype.kind == "b" else column

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+WIDEST = 80  # characters of a value in the table of results.md
+
 
 def write_results(results: dict[str, Any], folder: str | Path, heading: str) -> str:
     """Write `results.json` and `results.md` into `folder`; returns the text of the latter."""
@@ -24,37 +26,41 @@ def write_results(results: dict[str, Any], folder: str | Path, heading: str) -> 
 
 
 def _markdown(results: dict[str, Any]) -> str:
-    """A table of the plain values, nested keys joined by dots, then one table per list of rows."""
-    plain, tables = [], []
+    """A table of the plain values, nested keys joined by dots, below it those too long for one, then
+    one table per list of rows."""
+    import pandas as pd
 
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            tables.append((prefix, value))
-        else:
-            plain.append((prefix, value))
-
-    walk("", results)
-    parts = [markdown_table(("what", "value"), [(key, _shown(value)) for key, value in plain])]
-    for name, rows in tables:
-        columns = list(rows[0])
-        cells = [[_shown(row.get(column)) for column in columns] for row in rows]
-        parts.append(f"## {name}\n\n" + markdown_table(columns, cells))
+    flat = pd.json_normalize(results).to_dict("records")[0]
+    tables = {
+        key: value
+        for key, value in flat.items()
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+    }
+    shown = {key: _shown(value) for key, value in flat.items() if key not in tables}
+    # A column is as wide as its longest cell, and the command would fill a terminal with spaces.
+    short = [(key, text) for key, text in shown.items() if len(text) <= WIDEST]
+    parts = [markdown_table(("what", "value"), short)]
+    parts += [f"- {key}: `{text}`\n" for key, text in shown.items() if len(text) > WIDEST]
+    for name, rows in tables.items():
+        cells = pd.DataFrame(rows, dtype=object).map(_shown)
+        parts.append(f"## {name}\n\n{markdown_table(list(cells), cells.to_numpy().tolist())}")
     return "\n".join(parts)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        value = f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    elif isinstance(value, list):
-        value = ", ".join(map(str, value)) or "none"
-    # A signature such as nrefs:1|case:mixed would end the table cell.
-    return str(value).replace("|", "\\|")
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that hold no ``|``."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """A Markdown table of cells as they are written, by pandas and tabulate."""
+    import pandas as pd
+
+    # A signature such as nrefs:1|case:mixed would end its cell.
+    table = pd.DataFrame(rows, columns=columns, dtype=object).replace(r"\|", r"\\|", regex=True)
+    table.columns = table.columns.str.replace("|", r"\|")
+    text = table.to_markdown(index=False, tablefmt="github", disable_numparse=True)
+    return f"{text}\n"

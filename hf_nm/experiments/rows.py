@@ -2,6 +2,12 @@
 
 Every error is one line with the file, the line, what was found there and what to do. Files are read
 as they are iterated over, so an error comes when its line is reached.
+
+The parsers are Python's own. pandas and `datasets` were tried and would let bad rows through: pandas'
+fast engine, which `datasets` reads CSV with, fills up a row that lacks cells, takes `"a "b"` for a
+value and \\r for a line end and renames doubled columns, all without a word; its strict engine is the
+csv module, less the line where a row starts. Their JSON readers skip empty lines and name no line in
+an error, and `datasets`' makes a number of the text "1" where its column has a number elsewhere.
 """
 
 import csv

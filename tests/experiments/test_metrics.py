@@ -152,3 +152,18 @@ def test_options_are_not_dropped():
     """Red if evaluate's `average` is taken without effect."""
     with pytest.raises(TypeError, match="average"):
         F1().compute(predictions=[0, 1], references=[0, 1], average="macro")
+
+
+def test_agreement_without_a_value():
+    """Red if a test set of one class, or a constant prediction, warns or ends a run."""
+    zeros, ones = [0, 0, 0], [1, 1, 1]
+    assert F1().compute(predictions=zeros, references=zeros) == {"f1": 0.0}
+    for predictions, references in ((zeros, zeros), (ones, [0, 1, 0])):
+        found = MatthewsCorrelation().compute(predictions=predictions, references=references)
+        assert found == {"matthews_correlation": 0.0}
+    for metric in (Pearson(), Spearman()):
+        for length in (1, 3):
+            constant = metric.compute(predictions=[0.1] * length, references=NUMBERS[1][:length])
+            assert np.isnan(list(constant.values())).all()
+    with pytest.raises(ValueError, match="the predictions hold 2; take accuracy or matthews"):
+        F1().compute(predictions=[2, 2], references=[1, 1])

@@ -1,7 +1,10 @@
-"""What recipes share about results: SAD in sum, the plot."""
+"""What recipes share about results: SAD in sum, the plot, the tables."""
+
+import json
 
 import pytest
 
+from hf_nm.experiments.results import markdown_table, write_results
 from hf_nm.hub.figures import plot_sad
 from hf_nm.optim.sad_log import sad_summary
 
@@ -29,3 +32,52 @@ def test_plot(tmp_path):
     plot_sad(HISTORY, tmp_path / "sad.png", "sr-ste 2:4")
     plot_sad([{"step": 1, "loss": 2.0}], tmp_path / "dense.png")
     assert (tmp_path / "sad.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_markdown_table_keeps_its_cells():
+    """Red if a number is rounded or written anew, a bar ends its cell, or no rows are an error."""
+    rows = [["a|b", "30.00", "3.000e-02"], ["1", "+0.50", "-"]]
+    lines = markdown_table(["run", "x|y", "x"], rows).splitlines()
+    assert [[cell.strip() for cell in line.split(" | ")] for line in lines[2:]] == [
+        ["| a\\|b", "30.00", "3.000e-02 |"],
+        ["| 1", "+0.50", "-         |"],
+    ]
+    assert lines[0].split() == ["|", "run", "|", "x\\|y", "|", "x", "|"]
+    assert set(lines[1]) == {"|", "-"}
+    assert len(markdown_table(["run", "x"], []).splitlines()) == 2
+
+
+def test_results_are_written(tmp_path):
+    """Red if a nested value, a list or a table of rows is lost, or a value is changed by its table."""
+    results = {
+        "method": "dense",
+        "pattern": None,
+        "score": {"test": 0.876543, "signature": "a|b"},
+        "parameters": 22_713_216,
+        "train_s": 12_345.6,
+        "accelerators": [],
+        "same": True,
+        "command": "python train.py " + "--option 1 " * 20,
+        "layers": [{"name": "q", "kept": 0.5}, {"name": "k", "kept": None}],
+    }
+    text = write_results(results, tmp_path, "A run")
+    assert (tmp_path / "results.md").read_text("utf-8") == text
+    assert json.loads((tmp_path / "results.json").read_text("utf-8")) == results
+    heading, table, command, name, layers = text.split("\n\n")
+    assert (heading, name) == ("# A run", "## layers")
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in table.splitlines()[2:]]
+    assert {row[0].strip("| "): row[1].strip("| ") for row in rows} == {
+        "method": "dense",
+        "pattern": "None",
+        "score.test": "0.8765",
+        "score.signature": "a\\|b",
+        "parameters": "22713216",
+        "train_s": "12,346",
+        "accelerators": "none",
+        "same": "True",
+    }
+    assert command == f"- command: `{results['command']}`"
+    assert [line.split() for line in layers.splitlines()[2:]] == [
+        ["|", "q", "|", "0.5", "|"],
+        ["|", "k", "|", "None", "|"],
+    ]
