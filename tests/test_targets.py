@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import MODELS, WIDTH, bert, llama, marian, mlp
+from models import MODELS, VIT_IS_RENAMED, WIDTH, bert, llama, marian, mlp
 from report_rows import reasons, sparse_names
 from torch import Tensor, nn
 
@@ -58,6 +58,10 @@ LAYERS: dict[str, list[str]] = {
     ],
 }
 LAYERS["bart"] = LAYERS["marian"]
+if not VIT_IS_RENAMED:
+    LAYERS["vit"] = [
+        name.replace("bert.", "vit.", 1).replace(".self.", ".attention.") for name in LAYERS["bert"]
+    ]
 DENSE: dict[str, dict[str, str]] = {
     "marian": {
         "model.shared.weight": OUTSIDE_BLOCKS,

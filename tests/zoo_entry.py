@@ -49,13 +49,13 @@ class Entry:
     config: str | None = None
     since: str = "5.0"
 
-    def skip_if_too_new(self) -> None:
-        """Skip the test where the installed transformers is older than the model."""
+    def build(self) -> PreTrainedModel:
+        """The model in eval mode: real weights, the same at every call, no dropout.
+
+        The test is skipped where the installed transformers is older than the model.
+        """
         if Version(transformers.__version__) < Version(self.since):
             pytest.skip(f"{self.model} needs transformers >= {self.since}")
-
-    def build(self) -> PreTrainedModel:
-        """The model in eval mode: real weights, the same at every call, no dropout."""
         model_class = getattr(transformers, self.model)
         config_class = (
             getattr(transformers, self.config) if self.config else model_class.config_class
