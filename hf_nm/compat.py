@@ -103,6 +103,12 @@ def predicts_next_token(model: nn.Module) -> bool:
     return type(model).__name__ in class_names("MODEL_FOR_CAUSAL_LM").values()
 
 
+def declares_scaled_loss(trainer: Any) -> bool:
+    """Whether a Trainer says that its loss needs dividing by the accumulation steps
+    (``loss_is_scaled_for_ga``; before 5.23 there is none, and the loss function alone decides)."""
+    return bool(getattr(trainer, "loss_is_scaled_for_ga", False))
+
+
 def conversions(
     model: Any, names: Iterator[str]
 ) -> Iterator[tuple[str, list[str], Callable[[Callable[[str], Any]], dict[str, Any]] | None]]:

@@ -44,6 +44,8 @@ def test_chosen_weights(entry: Entry) -> None:
         assert w.state.dim == (dims[0] if dims else usual), w.name
 
 
+# MllamaVisionEncoderLayer is called like this by transformers 5.17 itself
+@pytest.mark.filterwarnings("ignore:`hidden_state` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces a better way to train:FutureWarning")
 def test_a_step_and_a_plain_checkpoint(entry: Entry, tmp_path: Path) -> None:
     """Fails if a step breaks a pattern or leaves a weight with a gradient as it was, if one changes its
@@ -80,11 +82,11 @@ def test_verify_reads_the_folder(entry: Entry, tmp_path: Path) -> None:
 
 
 def named(model: nn.Module, glob: str) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that a glob names; at least one."""
+    """The parameters that a glob names, by the new name or the old one; at least one."""
     found = [
         (name, parameter)
         for name, parameter in model.named_parameters(remove_duplicate=False)
-        if fnmatchcase(name, glob)
+        if any(fnmatchcase(name, known) for known in glob.split("|"))
     ]
     assert found, f"{glob} names no parameter"
     return found

@@ -175,7 +175,7 @@ def parse(argv: list[str], kinds: Iterable[Any], default: Path) -> tuple[Any, ..
         parser.error(f"{config}: a configuration must hold keys and values, got {values!r}.")
     known = {field.name for kind in kinds for field in fields(kind) if field.init}
     options: list[str] = []
-    for key, value in values.items():
+    for key, value in _as_this_version_names_them(values, known).items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             parser.error(
@@ -198,6 +198,18 @@ def parse(argv: list[str], kinds: Iterable[Any], default: Path) -> tuple[Any, ..
             + (f"; did you mean --{near[0]}?" if near else "; see --help.")
         )
     return tuple(parsed)
+
+
+def _as_this_version_names_them(values: dict[Any, Any], known: set[str]) -> dict[Any, Any]:
+    """Options of a file under the names that the installed transformers has for them."""
+    named = dict(values)
+    # transformers 5.0 has a switch for one way to sample rows, and no other than the usual one.
+    if "group_by_length" in known and "train_sampling_strategy" not in known:
+        strategy = named.get("train_sampling_strategy")
+        if strategy in ("random", "group_by_length"):
+            del named["train_sampling_strategy"]
+            named["group_by_length"] = strategy == "group_by_length"
+    return named
 
 
 @contextmanager

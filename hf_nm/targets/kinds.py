@@ -16,6 +16,11 @@ from torch import nn
 # input dimension, as the class's forward contracts it.
 BARE_MATRICES: dict[str, dict[str, int]] = {
     "JetMoeParallelExperts": {"weight": -1},  # [experts, out, in]
+    # As JetMoe's; newer transformers fuse these experts in classes of the usual form.
+    "GraniteMoeParallelExperts": {"weight": -1},
+    "GraniteMoeSharedParallelExperts": {"weight": -1},
+    "GraniteMoeHybridParallelExperts": {"weight": -1},
+    "AriaGroupedExpertsGemm": {"weight": -2},  # [experts, in, out]
     "InklingSharedExperts": {"gate_proj": -1, "up_proj": -1, "down_proj": -1},  # [experts, out, in]
     "ZambaMambaMixer": {"x_proj_weight": -1, "dt_proj_weight": -1},  # [heads, out, in]
     "RecurrentGemmaRglru": {  # [heads, in, out]

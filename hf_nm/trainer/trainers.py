@@ -102,7 +102,7 @@ class _NMTrainerMixin(_Base):
         micro-batches and the mean over processes make the mean over the whole update, as the Trainer's
         own loss does: it divides by the items of the update where it has counted them."""
         if num_items_in_batch is None:
-            scaled = self.loss_is_scaled_for_ga or self.compute_loss_func is not None
+            scaled = compat.declares_scaled_loss(self) or self.compute_loss_func is not None
             return 1 / self.current_gradient_accumulation_steps if scaled else 1.0
         assert labels is not None  # they were counted
         items = (labels != -100).sum() if counted is None else counted.sum()

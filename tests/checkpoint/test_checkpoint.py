@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import MODELS, batch, bert, llama, mlp, vit
+from models import MODELS, VIT_IS_RENAMED, batch, bert, llama, mlp, vit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -157,6 +157,7 @@ def test_one_broken_group_in_a_shard(tmp_path: Path) -> None:
         hf_nm.verify(tmp_path)
 
 
+@pytest.mark.skipif(not VIT_IS_RENAMED, reason="ViT's other names need transformers >= 5.9")
 def test_one_broken_group_under_another_name(tmp_path: Path) -> None:
     """Red if a model that is saved under other names than its parameters' is not really read."""
     model = hf_nm.sparsify(vit())
@@ -248,6 +249,7 @@ def test_missing_weight(folder: Path) -> None:
         hf_nm.verify(folder)
 
 
+@pytest.mark.skipif(not VIT_IS_RENAMED, reason="ViT's other names need transformers >= 5.9")
 def test_missing_weight_under_another_name(tmp_path: Path) -> None:
     """Red if a weight that transformers makes up for a missing one is taken for the checkpoint's."""
     hf_nm.sparsify(vit()).save_pretrained(tmp_path)

@@ -94,7 +94,7 @@ def test_wrapped_in_ddp(single_process_group):
 
 def test_gradient_checkpointing():
     model = hf_nm.sparsify(models.bert()).train()
-    model.activation_checkpointing_enable()
+    getattr(model, f"{models.RECOMPUTE}_enable")()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     model(**models.batch(model)).loss.backward()
     optimizer.step()

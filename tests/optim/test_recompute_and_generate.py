@@ -40,8 +40,8 @@ def test_recomputed_activations(kind, options):
     """Red if the second forward sees other weights than the first, or a weight's hook runs twice."""
 
     def prepare(model):
-        model.activation_checkpointing_enable(options)
-        assert model.is_activation_checkpointing
+        getattr(model, f"{models.RECOMPUTE}_enable")(options)
+        assert getattr(model, f"is_{models.RECOMPUTE}")
 
     assert_same_state(run(kind, prepare), run(kind))
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from classification import SCRIPT, TINY, run, script, toy_files
 from conftest import CLASSIFICATION, RECIPE, ROOT
+from packaging.version import Version
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from transformers import AutoModelForSequenceClassification, pipeline
@@ -189,6 +191,9 @@ HEADS = {
 @pytest.mark.parametrize("kind", HEADS)
 def test_other_architectures(kind, data, tmp_path):
     """Red if a model with another head, or without token types, cannot be trained and opened."""
+    if kind == "bart" and Version(transformers.__version__) < Version("5.23"):
+        # Its Trainer takes the model's end of text away where the tokenizer has none.
+        pytest.skip("BART with another model's tokenizer needs transformers >= 5.23")
     options = TINY.replace("bert", kind, 1).split()
     options[options.index("--config_overrides") + 1] = HEADS[kind]
     run(*data, *options, "--max_steps", 2, "--output_dir", tmp_path)

@@ -141,7 +141,9 @@ class Handler(BaseHTTPRequestHandler):
         if name in self.server_state.repos:
             self._send(409, url | {"error": "You already created this model repo"})
             return
-        repo = Repo(name, private=asked.get("visibility") == "private")
+        # huggingface_hub 1.3 says it in the second way
+        private = asked.get("visibility") == "private" or asked.get("private") is True
+        repo = Repo(name, private=private)
         rules = "".join(f"*{end} filter=lfs diff=lfs merge=lfs -text\n" for end in LFS_FILES)
         repo.add("main", "initial commit", {".gitattributes": File(rules.encode(), lfs=False)})
         self.server_state.repos[name] = repo

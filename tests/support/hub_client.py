@@ -25,9 +25,10 @@ def connect(server: HubServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> N
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agents.json"))
+    # older versions have none
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agents.json"), raising=False)
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
     # The Trainer turns them on, and huggingface_hub warns where the environment has turned them off.
     bars = sys.modules["huggingface_hub.utils.tqdm"]  # a class has the same name
     monkeypatch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", None)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import (
     BartConfig,
@@ -27,6 +29,14 @@ from transformers import (
 VOCABULARY = 64
 LABELS = 3
 WIDTH = 32
+# Whether ViT's parameters have other names than its checkpoints.
+VIT_IS_RENAMED = Version(transformers.__version__) >= Version("5.9")
+# What transformers calls the recomputation of activations: older versions have only the second name.
+RECOMPUTE = (
+    "activation_checkpointing"
+    if hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    else "gradient_checkpointing"
+)
 
 
 def marian(**changes: Any) -> MarianMTModel:

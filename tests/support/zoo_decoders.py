@@ -47,7 +47,7 @@ DECODERS = {
         "GPTNeoXForCausalLM",
         _NEOX,
         text,
-        dense=("lm_head.weight", "gpt_neox.embed_in.weight"),
+        dense=("lm_head.weight|embed_out.weight", "gpt_neox.embed_in.weight"),
         sparse=("gpt_neox.layers.*.attention.query_key_value.weight",),
     ),
     "llama": Entry(

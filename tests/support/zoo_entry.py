@@ -3,12 +3,15 @@ weights. The entries are in ``zoo_*.py``, one file for each kind of model."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -28,11 +31,13 @@ class Entry:
         model: a class of transformers, by name (importing all of them would slow every test run).
         sizes: arguments of its config, the parts' configs as dicts.
         batch: makes the inputs, with labels where the model has a loss.
-        dense: globs of parameter names that stay dense: heads, embeddings, routers.
-        sparse: globs of parameter names that become N:M.
+        dense: globs of parameter names that stay dense: heads, embeddings, routers. ``new|old``
+            where older versions of transformers have another name.
+        sparse: globs of parameter names that become N:M, as above.
         dims: glob of names to input dimension, for N:M weights that have it not where
             their kind has it: last, or second in a convolution.
         config: the config's class by name, where ``model.config_class`` is not the one.
+        since: a version of transformers that has this model in working order, where 5.0 has not.
     """
 
     model: str
@@ -42,14 +47,21 @@ class Entry:
     sparse: tuple[str, ...]
     dims: Mapping[str, int] = field(default_factory=dict)
     config: str | None = None
+    since: str = "5.0"
 
     def build(self) -> PreTrainedModel:
-        """The model in eval mode: real weights, the same at every call, no dropout."""
+        """The model in eval mode: real weights, the same at every call, no dropout.
+
+        The test is skipped where the installed transformers is older than the model.
+        """
+        if Version(transformers.__version__) < Version(self.since):
+            pytest.skip(f"{self.model} needs transformers >= {self.since}")
         model_class = getattr(transformers, self.model)
         config_class = (
             getattr(transformers, self.config) if self.config else model_class.config_class
         )
-        config = config_class(**self.sizes)
+        # A copy: some configs of transformers 5.0 take parts' dicts to pieces.
+        config = config_class(**copy.deepcopy(self.sizes))
         _forbid_dropout(config)
         torch.manual_seed(0)
         return model_class(config).eval()

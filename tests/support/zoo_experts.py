@@ -80,7 +80,10 @@ LAST = {
         _DECODER | {"num_local_experts": EXPERTS},
         text,
         dense=(*_DENSE, "model.layers.*.block_sparse_moe.router.*"),
-        sparse=("model.layers.*.block_sparse_moe.experts.*",),
+        sparse=(
+            "model.layers.*.block_sparse_moe.experts.*"
+            "|model.layers.*.block_sparse_moe.*put_linear.weight",
+        ),
     ),
     "olmoe": Entry(
         "OlmoeForCausalLM",
@@ -115,6 +118,7 @@ LAST = {
             "max_position_embeddings": 32,
             "num_local_experts": EXPERTS,
             "num_experts_per_tok": 2,
+            "pad_token_id": None,  # transformers 5.0 has no default
         },
         text,
         dense=(*_DENSE, "model.layers.*.mlp.router.layer.weight", "*.experts.router.layer.weight"),
@@ -160,6 +164,7 @@ LAST = {
             "model.layers.2.mixer.experts.up_proj",
             "model.layers.2.mixer.experts.down_proj",
         ),
+        since="5.3",
     ),
 }
 
@@ -198,7 +203,11 @@ FIRST = {
         _DECODER | {"moe_num_experts": EXPERTS, "moe_topk": 2, "moe_num_shared_experts": 1},
         text,
         dense=(*_DENSE, "model.layers.*.mlp.router.weight"),
-        sparse=(*_FUSED, "model.layers.*.mlp.shared_experts.gate_proj.weight"),
+        sparse=(
+            "model.layers.*.mlp.experts.gate_up_proj|model.layers.*.mlp.experts.fc1.weight",
+            "model.layers.*.mlp.experts.down_proj|model.layers.*.mlp.experts.fc2.weight",
+            "model.layers.*.mlp.shared_experts.gate_proj.weight",
+        ),
         dims={"*.experts.*": -2},
         config="AriaTextConfig",
     ),
@@ -210,6 +219,7 @@ FIRST = {
         dense=("score.weight", "model.embed_tokens.weight", "model.layers.*.mlp.router.weight"),
         sparse=_FUSED,
         dims={"*.experts.*": -2},
+        since="5.6",
     ),
 }
 
@@ -235,6 +245,7 @@ APART = {
         dense=("lm_head.weight", "transformer.wte.weight", "*.ffn.router.layer.weight"),
         sparse=("transformer.blocks.*.norm_attn_norm.attn.Wqkv.weight",),
         dims={"*.mlp.w2": -2},  # [experts * inputs, outputs]
+        since="5.17",  # before, the router's width had to be the experts'
     ),
     "switch_transformers": Entry(
         "SwitchTransformersForConditionalGeneration",

@@ -33,6 +33,10 @@ _DETR = {
     "num_queries": 4,
     "num_labels": LABELS,
     "backbone_config": _RESNET | {"model_type": "resnet", "out_features": ["stage2"]},
+    # transformers 5.0 wants to know that it is not timm's ResNet-50
+    "backbone": None,
+    "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
 }
 _SWIN = {
     "image_size": 32,
@@ -82,14 +86,14 @@ IMAGES = {
         _VIT,
         images(),
         dense=("classifier.weight", "vit.embeddings.*"),
-        sparse=("vit.layers.*.attention.q_proj.weight",),
+        sparse=("vit.layers.*.attention.q_proj.weight|vit.encoder.layer.*.attention.query.weight",),
     ),
     "deit": Entry(
         "DeiTForImageClassification",
         _VIT,
         images(),
         dense=("classifier.weight", "deit.embeddings.*"),
-        sparse=("deit.layers.*.mlp.fc1.weight",),
+        sparse=("deit.layers.*.mlp.fc1.weight|deit.encoder.layer.*.intermediate.dense.weight",),
     ),
     "dinov2": Entry(
         "Dinov2ForImageClassification",
@@ -103,7 +107,10 @@ IMAGES = {
         _SWIN | {"depths": [2, 1], "num_heads": [2, 2], "num_labels": LABELS},
         images(32),
         dense=("classifier.weight", "swin.embeddings.*", "*.relative_position_bias_table"),
-        sparse=("swin.encoder.layers.*.blocks.*.attention.q_proj.weight",),
+        sparse=(
+            "swin.encoder.layers.*.blocks.*.attention.q_proj.weight"
+            "|swin.encoder.layers.*.blocks.*.attention.self.query.weight",
+        ),
     ),
     "segformer": Entry(
         "SegformerForSemanticSegmentation",
@@ -120,10 +127,15 @@ IMAGES = {
             "num_labels": LABELS,
         },
         _segmentation,
-        dense=("decode_head.classifier.weight", "segformer.stages.*.patch_embeddings.*"),
+        dense=(
+            "decode_head.classifier.weight",
+            "segformer.stages.*.patch_embeddings.*|segformer.encoder.patch_embeddings.*",
+        ),
         sparse=(
-            "segformer.stages.*.blocks.0.attention.q_proj.weight",
-            "segformer.stages.*.sequence_reduction.sequence_reduction.weight",
+            "segformer.stages.*.blocks.0.attention.q_proj.weight"
+            "|segformer.encoder.block.*.attention.self.query.weight",
+            "segformer.stages.*.sequence_reduction.sequence_reduction.weight"
+            "|segformer.encoder.block.*.attention.self.sr.weight",
         ),
     ),
     "mobilevit": Entry(  # inverted residuals of convolutions around transformer layers
@@ -170,7 +182,10 @@ DETECTION = {
         _DETR,
         pictures(32),
         dense=("class_labels_classifier.weight", "bbox_predictor.*"),
-        sparse=("model.decoder.layers.*.self_attn.o_proj.weight",),
+        sparse=(
+            "model.decoder.layers.*.self_attn.o_proj.weight"
+            "|model.decoder.layers.*.self_attn.out_proj.weight",
+        ),
     ),
     "rt_detr": Entry(
         "RTDetrForObjectDetection",

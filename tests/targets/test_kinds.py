@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers.models.aria.modeling_aria import AriaExperts
+from transformers.models.aria import modeling_aria
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+from transformers.models.granitemoe import modeling_granitemoe
 from transformers.models.jetmoe.modeling_jetmoe import JetMoeParallelExperts
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
@@ -63,7 +64,7 @@ READS_INPUT: dict[str, tuple[Callable[[], nn.Module], str, Callable, tuple[int, 
     "recurrent": (lambda: nn.LSTM(8, 12), "weight_ih_l0", lambda f, x: f(x)[0], (5, 8)),
     "mixtral": (lambda: MixtralExperts(Named()), "gate_up_proj", routed, (5, 8)),
     "gpt_oss": (lambda: GptOssExperts(Named()), "gate_up_proj", routed, (5, 8)),
-    "aria": (lambda: AriaExperts(Named()), "gate_up_proj", routed, (5, 8)),
+    "aria": (lambda: modeling_aria.AriaExperts(Named()), "gate_up_proj", routed, (5, 8)),
     "llama4": (
         lambda: Llama4TextExperts(Named()),
         "gate_up_proj",
@@ -77,6 +78,28 @@ READS_INPUT: dict[str, tuple[Callable[[], nn.Module], str, Callable, tuple[int, 
         (5, 8),
     ),
 }
+
+
+def of_the_first(module: nn.Module, x: Tensor) -> Tensor:
+    """Every token to the first of three experts."""
+    return module(x, torch.tensor([len(x), 0, 0]))
+
+
+# Experts that older versions of transformers keep in classes of their own.
+if hasattr(modeling_aria, "AriaGroupedExpertsGemm"):
+    READS_INPUT["aria"] = (
+        lambda: modeling_aria.AriaGroupedExpertsGemm(8, 12, 3),
+        "weight",
+        of_the_first,
+        (5, 8),
+    )
+if hasattr(modeling_granitemoe, "GraniteMoeParallelExperts"):
+    READS_INPUT["granitemoe"] = (
+        lambda: modeling_granitemoe.GraniteMoeParallelExperts(3, 8, 12),
+        "weight",
+        lambda f, x: f(x, [len(x), 0, 0]),
+        (5, 8),
+    )
 
 
 @pytest.mark.parametrize("name", list(READS_INPUT))

@@ -70,7 +70,7 @@ def test_optimizers(optim, tmp_path):
     "changes",
     [
         {"bf16": True},
-        {"activation_checkpointing": True},
+        {models.RECOMPUTE: True},
         {"gradient_accumulation_steps": 3, "num_train_epochs": 2, "max_steps": -1},
         {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 3},
         {"max_grad_norm": 0.0, "weight_decay": 0.1},
