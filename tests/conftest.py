@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -25,10 +24,6 @@ logging.set_verbosity_error()
 torch.set_num_threads(1)  # the tensors are tiny, and other processes share the machine
 
 ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "recipes" / "translation"
-CLASSIFICATION = ROOT / "recipes" / "classification"
-# a recipe's files import each other by their bare names
-sys.path[:0] = [str(RECIPE), str(CLASSIFICATION)]
 
 DEVICES = ["cpu"]
 if torch.cuda.is_available():

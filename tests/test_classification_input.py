@@ -7,16 +7,17 @@ import re
 import shlex
 
 import pytest
-import tasks
 import torch
-from arguments import RecipeArguments
 from classification import run
-from conftest import CLASSIFICATION, ROOT
+from conftest import ROOT
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from grouping import EpochGroupedSampler
-from transformers import AutoModel, AutoTokenizer, TrainingArguments
+from recipe_loading import CLASSIFICATION, importing
+from transformers import AutoModel, AutoTokenizer
 
-from hf_nm.recipe_options import parse
+with importing("classification"):
+    from batching import EpochGroupedSampler
+    from data import SPLITS, TASKS, load_data
+    from options import RecipeArguments, parse
 
 TSV = "sentence\tlabel\na good film\tpos\na bad film\tneg\nnot bad\tpos\nnot good\tneg\n"
 
@@ -35,9 +36,9 @@ def files(folder, **texts):
 
 
 def load(folder, name="mine", texts=("sentence",), **options):
-    given = files(folder, **{k: options.pop(k) for k in tuple(options) if k in tasks.SPLITS})
+    given = files(folder, **{k: options.pop(k) for k in tuple(options) if k in SPLITS})
     options.setdefault("validation_rows", 1)
-    return tasks.load(name, given, texts=texts, **options)
+    return load_data(name, given, texts=texts, **options)
 
 
 def test_three_kinds_of_files_give_the_same_rows(tmp_path):
@@ -118,10 +119,10 @@ def test_rows_for_validation_leave_training(tmp_path):
     assert first["validation"]["first"] == second["validation"]["first"]
 
 
-@pytest.mark.parametrize("name", tasks.TASKS)
+@pytest.mark.parametrize("name", TASKS)
 def test_every_named_task(name, monkeypatch):
     """Red if a task's columns, split or metrics are not the data set's (a stand-in for the Hub)."""
-    task = tasks.TASKS[name]
+    task = TASKS[name]
     names = ["no", task.positive]
     asked = []
 
@@ -137,11 +138,11 @@ def test_every_named_task(name, monkeypatch):
 
         return DatasetDict({"train": split(12), task.test: split(4)})
 
-    monkeypatch.setattr(tasks.datasets, "load_dataset", hub)
-    data = tasks.load(name, dict.fromkeys(tasks.SPLITS), validation_rows=3)
+    monkeypatch.setattr("datasets.load_dataset", hub)
+    data = load_data(name, dict.fromkeys(SPLITS), validation_rows=3)
     assert asked == [(*task.hub, task.revision)]
     assert data.labels == (None if name == "stsb" else names)
-    assert [len(data.splits[split]) for split in tasks.SPLITS] == [9, 3, 4]
+    assert [len(data.splits[split]) for split in SPLITS] == [9, 3, 4]
     assert len(data.texts) == len(task.texts)
     expected = {
         "cola": ("matthews_correlation",),
@@ -233,7 +234,7 @@ def test_wrong_data(case, tmp_path):
 def test_without_a_network(tmp_path):
     """Red if a task from the Hub ends with anything but what to do."""
     with pytest.raises(ConnectionError, match="--train_file and --test_file"):
-        tasks.load("sst2", dict.fromkeys(tasks.SPLITS))
+        load_data("sst2", dict.fromkeys(SPLITS))
 
 
 @pytest.mark.parametrize(
@@ -344,9 +345,7 @@ def test_commands_of_the_readme_parse(command):
     """Red if an option in the table is misspelt, renamed, or takes no such value."""
     at = command.index("recipes/classification/train.py") + 1
     options = [str(ROOT / part) if part.endswith(".yaml") else part for part in command[at:]]
-    _, arguments = parse(
-        options, (RecipeArguments, TrainingArguments), CLASSIFICATION / "configs" / "embedded.yaml"
-    )
+    _, arguments = parse(options)
     assert arguments.max_steps > 0
 
 
