@@ -18,6 +18,8 @@ with importing("classification"):
     from batching import EpochGroupedSampler
     from data import SPLITS, TASKS, load_data
     from options import RecipeArguments, parse
+    from reviews import embedded_reviews
+    from tokenizer import SPECIAL, train_wordpiece
 
 TSV = "sentence\tlabel\na good film\tpos\na bad film\tneg\nnot bad\tpos\nnot good\tneg\n"
 
@@ -374,3 +376,14 @@ def test_batches_are_drawn_anew_in_each_epoch():
     one.set_epoch(1)
     assert sorted(second := list(one)) == sorted(first)
     assert second != first
+
+
+def test_a_vocabulary_is_learned_the_same_again():
+    """Red if the same seed gives other numbers to the words, or text can hold a special token's part."""
+    texts = [text for text, _ in embedded_reviews()["train"][:1000]]
+    one, two = (train_wordpiece(iter(texts), 300) for _ in range(2))
+    assert one.get_vocab() == two.get_vocab()
+    assert len(one) == 300
+    assert set(one.all_special_tokens) == set(SPECIAL.values())
+    assert one.decode(one(texts[0])["input_ids"], skip_special_tokens=True) == texts[0].lower()
+    assert one.convert_ids_to_tokens(one("##a")["input_ids"])[1:-1] == ["[UNK]"] * 2 + ["a"]

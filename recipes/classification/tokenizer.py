@@ -75,20 +75,34 @@ def _named_or_learned(recipe: RecipeArguments, data: Labelled, run: Run) -> PreT
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Learn a lower-case vocabulary: one text becomes `[CLS] a [SEP]`, two `[CLS] a [SEP] b [SEP]`.
 
+    The same texts give the same vocabulary in every run.
+
     Args:
         texts: the training sentences.
         vocab_size: tokens wanted, the 5 special ones included; small texts yield fewer.
     """
-    pieces = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk"]))
-    pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces.decoder = decoders.WordPiece()
-    pieces.train_from_iterator(
+    texts = list(texts)
+    learned = _pieces({})
+    words = (
+        word
+        for text in texts
+        for word, _ in learned.pre_tokenizer.pre_tokenize_str(
+            learned.normalizer.normalize_str(text)
+        )
+    )
+    # Named, because `tokenizers` would number them as they come out of a hash table, another order in
+    # every run, and then break ties between merges by these numbers.
+    inner = sorted({f"##{character}" for word in words for character in word[1:]})
+    learned.train_from_iterator(
         texts,
         trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIAL.values()), show_progress=False
+            vocab_size=vocab_size,
+            special_tokens=[*SPECIAL.values(), *inner],
+            show_progress=False,
         ),
     )
+    pieces = _pieces(learned.get_vocab())  # in which `inner` is nothing special
+    pieces.add_special_tokens(list(SPECIAL.values()))
     pieces.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -97,3 +111,12 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(
         tokenizer_object=pieces, **{f"{name}_token": token for name, token in SPECIAL.items()}
     )
+
+
+def _pieces(vocabulary: dict[str, int]) -> Tokenizer:
+    """A WordPiece of these tokens, lower-case."""
+    pieces = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=SPECIAL["unk"]))
+    pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.decoder = decoders.WordPiece()
+    return pieces
