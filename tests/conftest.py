@@ -10,6 +10,7 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ torch.set_num_threads(1)  # the tensors are tiny, and other processes share the 
 
 ROOT = Path(__file__).parents[1]
 
-DEVICES = ["cpu"]
+DEVICES: list[Any] = ["cpu"]
 if torch.cuda.is_available():
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))
 

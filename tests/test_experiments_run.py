@@ -12,17 +12,16 @@ import torch
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
-from hf_nm.experiments import clock
 from hf_nm.experiments.clock import CLOCK_FILE, Clock
 from hf_nm.experiments.earlier_runs import check_dense_run, last_checkpoint, updates_before
-from hf_nm.experiments.run import command_line, same_logits
+from hf_nm.experiments.run import command_line, same_outputs
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The time, which passes when a test says so."""
     now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: now.seconds)
+    monkeypatch.setattr("hf_nm.experiments.clock.time.perf_counter", lambda: now.seconds)
     return now
 
 
@@ -130,15 +129,18 @@ class Answers(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, x: torch.Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=nn.functional.dropout(x, 0.5, self.training) * self.weight)
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": nn.functional.dropout(x, 0.5, self.training) * self.weight, "boxes": x}
 
 
-def test_same_logits() -> None:
+def test_same_outputs() -> None:
     """Red if dropout is left on, or a checkpoint that differs in the last bit passes."""
     inputs = {"x": torch.randn(4, 100)}
-    assert same_logits(Answers(1.0), Answers(1.0), inputs)
-    assert not same_logits(Answers(1.0), Answers(1 + 2**-23), inputs)
+    assert same_outputs(Answers(1.0), Answers(1.0), inputs)
+    other = Answers(1 + 2**-23)
+    assert not same_outputs(Answers(1.0), other, inputs)
+    assert same_outputs(Answers(1.0), other, inputs, names=["boxes"])
+    assert not same_outputs(Answers(1.0), other, inputs, names=["boxes", "logits"])
 
 
 def test_the_command_as_typed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from recipe_loading import RECIPES, importing
@@ -24,13 +26,13 @@ def test_same_names_in_every_recipe(folder: Path) -> None:
 
 def test_a_name_means_one_recipe_at_a_time() -> None:
     """Red if a test of one recipe gets another recipe's file of the same name."""
-    found, path = {}, list(sys.path)
+    found: dict[Path, ModuleType] = {}
+    path = list(sys.path)
     for _ in range(2):
         for folder in TRAINED:
             with importing(folder.name):
-                import options
-
-            assert Path(options.__file__).parent == folder
+                options = importlib.import_module("options")
+            assert Path(str(options.__file__)).parent == folder
             assert found.setdefault(folder, options) is options  # executed once
     assert len(set(found.values())) == len(TRAINED) >= 2
     assert "options" not in sys.modules

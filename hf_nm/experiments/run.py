@@ -17,7 +17,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -168,7 +168,7 @@ class Run:
             reloaded: the saved checkpoint, as it was scored.
             data: the name of the data set.
             score: `metric`, `test` and `signature`, and more.
-            reloaded_equal: whether it computes what the trained model does, see :func:`same_logits`.
+            reloaded_equal: whether it computes what the trained model does, see :func:`same_outputs`.
             model: what the recipe says of its model.
             **own: what the recipe alone has.
         """
@@ -231,16 +231,22 @@ class Run:
 
 
 @torch.inference_mode()
-def same_logits(trained: nn.Module, opened: nn.Module, inputs: dict[str, Any]) -> bool:
+def same_outputs(
+    trained: nn.Module,
+    reloaded: nn.Module,
+    inputs: dict[str, Any],
+    names: Iterable[str] = ("logits",),
+) -> bool:
     """Whether a checkpoint, opened plainly, computes bit for bit what the trained model does.
 
     Args:
         trained: the model that was saved; put into evaluation mode here, as is the other.
-        opened: its checkpoint, on the same device.
+        reloaded: its checkpoint, on the same device.
         inputs: a small batch, on that device too.
+        names: the outputs that are compared.
     """
-    ours, theirs = (model.eval()(**inputs).logits for model in (trained, opened))
-    return torch.equal(ours, theirs)
+    ours, theirs = (model.eval()(**inputs) for model in (trained, reloaded))
+    return all(torch.equal(ours[name], theirs[name]) for name in names)
 
 
 def command_line() -> str:

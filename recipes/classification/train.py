@@ -27,7 +27,7 @@ from transformers import (
 
 import hf_nm
 from hf_nm.experiments.earlier_runs import check_dense_run, updates_before
-from hf_nm.experiments.run import same_logits, start
+from hf_nm.experiments.run import same_outputs, start
 from hf_nm.predictions import write_predictions
 from hf_nm.recipe_options import one_line_errors
 
@@ -115,7 +115,7 @@ def main() -> None:
         classify = pipeline("text-classification", model=str(run.out), device=run.device)
         probe = tokens["test"].remove_columns(["labels", "length"]).take(4).to_list()
         padded: Any = DataCollatorWithPadding(tokenizer)(probe)
-        equal = same_logits(trained, classify.model, padded.to(run.device))
+        equal = same_outputs(trained, classify.model, padded.to(run.device))
         batch_size = arguments.per_device_eval_batch_size
         guesses = answers(classify, data, batch_size, recipe.max_length)
         predictions = as_scored(data, guesses)

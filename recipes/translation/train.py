@@ -21,7 +21,7 @@ from tokenizer import train_bpe
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 import hf_nm
-from hf_nm.experiments.run import same_logits, start
+from hf_nm.experiments.run import same_outputs, start
 from hf_nm.recipe_options import one_line_errors
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     examples = tokens["validation"].select(range(min(4, len(tokens["validation"])))).to_list()
     probe = Collator(tokenizer.pad_token_id)(examples)
     inputs = {name: tensor.to(run.device) for name, tensor in probe.items() if name != "labels"}
-    equal = same_logits(trained, reloaded, inputs | {"use_cache": False})
+    equal = same_outputs(trained, reloaded, inputs | {"use_cache": False})
     scored, samples = score(recipe, reloaded, tokenizer, splits, run)
 
     if run.state.is_main_process:
