@@ -1,5 +1,6 @@
 """The classification recipe on a toy: a tiny model, a few updates, a few reviews."""
 
+import importlib
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import recipe_loading
 from recipe_loading import importing
 
 with importing("classification"):
-    from reviews import embedded_reviews
+    reviews = importlib.import_module("reviews")
 
 run = partial(recipe_loading.run, "classification")
 
@@ -24,7 +25,7 @@ def toy_files(folder: Path) -> list[str]:
 
     options = []
     for split, count in {"train": 48, "validation": 8, "test": 12}.items():
-        rows = embedded_reviews()[split][:count]
+        rows = reviews.embedded_reviews()[split][:count]
         text = "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows)
         (folder / f"{split}.tsv").write_text(text, "utf-8")
         options += [f"--{split}_file", str(folder / f"{split}.tsv")]
