@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -11,6 +10,7 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +25,8 @@ logging.set_verbosity_error()
 torch.set_num_threads(1)  # the tensors are tiny, and other processes share the machine
 
 ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "recipes" / "translation"
-CLASSIFICATION = ROOT / "recipes" / "classification"
-# a recipe's files import each other by their bare names
-sys.path[:0] = [str(RECIPE), str(CLASSIFICATION)]
 
-DEVICES = ["cpu"]
+DEVICES: list[Any] = ["cpu"]
 if torch.cuda.is_available():
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))
 

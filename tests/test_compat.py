@@ -12,7 +12,12 @@ from hf_nm import compat
 PACKAGE = Path(compat.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Documented places of transformers to import from, beside the package itself.
-DOCUMENTED = {"transformers", "transformers.trainer_utils", "transformers.utils"}
+DOCUMENTED = {
+    "transformers",
+    "transformers.trainer_utils",
+    "transformers.utils",
+    "transformers.utils.logging",
+}
 
 
 def is_private(name: str) -> bool:

@@ -1,1 +1,1 @@
-"""What the recipes share: options, rows of text, metrics, results, comparisons."""
+"""What the recipes share: runs, options, rows of text, metrics, results, comparisons."""

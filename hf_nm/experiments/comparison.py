@@ -24,8 +24,7 @@ from hf_nm.experiments.bootstrap import (
     UndefinedRecoveryError,
     paired_bootstrap,
 )
-from hf_nm.experiments.predictions import read_predictions
-from hf_nm.experiments.results import markdown_table
+from hf_nm.experiments.results import markdown_table, read_predictions
 from hf_nm.hub.figures import blank_figure
 from hf_nm.hub.scores import read_run
 from hf_nm.optim.sad_log import read_history

@@ -1,14 +1,23 @@
-"""What a run achieved, written so that it can be compared: results.json, results.md, the SAD plot.
+"""What a run leaves so that it can be compared: results.json, results.md, predictions.tsv.
 
-Shared by the recipes and the model card. A result is a dict of plain values; the keys read here are
-`method`, `pattern`, `data`, `score` (`metric`, `test`, `signature`), `sad` (from `sad_summary`),
-`time` (`train_s`) and `steps`.
+A result is a dict of plain values; the keys read by others are `method`, `pattern`, `data`, `score`
+(`metric`, `test`, `signature`), `sad` (from `sad_summary`), `time` (`train_s`) and `steps`.
+
+predictions.tsv has one line for each example, under the header ``reference<TAB>prediction``. Class
+numbers are written as integers, numbers so that they read back as the same float64.
 """
 
+from __future__ import annotations
+
+import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 WIDEST = 80  # characters of a value in the table of results.md
 
@@ -28,8 +37,6 @@ def write_results(results: dict[str, Any], folder: str | Path, heading: str) -> 
 def _markdown(results: dict[str, Any]) -> str:
     """A table of the plain values, nested keys joined by dots, below it those too long for one, then
     one table per list of rows."""
-    import pandas as pd
-
     flat = pd.json_normalize(results).to_dict("records")[0]
     tables = {
         key: value
@@ -57,10 +64,104 @@ def _shown(value: Any) -> str:
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table of cells as they are written, by pandas and tabulate."""
-    import pandas as pd
-
     # A signature such as nrefs:1|case:mixed would end its cell.
     table = pd.DataFrame(rows, columns=columns, dtype=object).replace(r"\|", r"\\|", regex=True)
     table.columns = table.columns.str.replace("|", r"\|")
     text = table.to_markdown(index=False, tablefmt="github", disable_numparse=True)
     return f"{text}\n"
+
+
+PREDICTIONS_FILE = "predictions.tsv"
+COLUMNS = ["reference", "prediction"]
+HEADER = "\t".join(COLUMNS)
+
+
+def write_predictions(folder: str | Path, references: Any, predictions: Any) -> None:
+    """Write `predictions.tsv` into `folder`, which is made where it is missing.
+
+    Args:
+        folder: a run's output directory, where its `results.json` lies.
+        references: ``[examples]``, class numbers or floats: a tensor, an array or a list.
+        predictions: the same.
+
+    Raises:
+        ValueError: different numbers of examples, or none.
+        TypeError: a value is neither an integer nor a float, such as a row of logits.
+    """
+    sides = [_column(references), _column(predictions)]
+    if len(sides[0]) != len(sides[1]) or not len(sides[0]):
+        raise ValueError(
+            f"every example needs a reference and a prediction, got {len(sides[0])} references and "
+            f"{len(sides[1])} predictions"
+        )
+    path = Path(folder) / PREDICTIONS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(dict(zip(COLUMNS, sides, strict=True)))
+    table.to_csv(path, sep="\t", index=False, na_rep="nan", lineterminator="\n")
+
+
+def read_predictions(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """References and predictions that :func:`write_predictions` wrote into `folder`.
+
+    Returns:
+        References and predictions, ``[examples]`` each: int64 where every value is an integer, else
+        float64.
+
+    Raises:
+        FileNotFoundError: the folder holds no such file.
+        ValueError: the file is not of this form; it says which line.
+    """
+    path = Path(folder) / PREDICTIONS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no predictions here; write them with "
+            "hf_nm.experiments.results.write_predictions."
+        )
+    lines = path.read_text("utf-8").split("\n")
+    if lines[0] != HEADER or lines.pop() or len(lines) < 2:
+        raise ValueError(
+            f"{path}: needs the header {HEADER!r}, then one line for each example; the file may "
+            "have been cut short."
+        )
+    try:
+        # The header as a row too: below a header a row with a cell more is an index to pandas.
+        cells = pd.read_csv(
+            path,
+            sep="\t",
+            header=None,
+            dtype=str,
+            quoting=csv.QUOTE_NONE,
+            keep_default_na=False,
+            skip_blank_lines=False,
+        )
+        wrong = (cells.apply(pd.to_numeric, errors="coerce").isna() & (cells != "nan")).any(axis=1)
+        at = wrong[1:].idxmax() if wrong[1:].any() else None
+    except pd.errors.ParserError as error:
+        at = int(re.findall(r"line (\d+)", str(error))[0]) - 1
+    if at is not None:
+        raise ValueError(
+            f"{path}, line {at + 1}: {lines[at]!r} is not a reference and a prediction, two "
+            "numbers with a tab between them"
+        )
+    return _numbers(cells[0][1:]), _numbers(cells[1][1:])
+
+
+def _numbers(cells: pd.Series) -> np.ndarray:
+    # From text, because pandas' own reading of floats is not exact to the last digit everywhere.
+    texts = cells.to_numpy(dtype=object)
+    try:
+        return texts.astype(np.int64)
+    except (ValueError, OverflowError):
+        return texts.astype(np.float64)
+
+
+def _column(values: Any) -> pd.Series:
+    """A column of integers or of float64; an array's or a tensor's ``tolist`` keeps all its digits."""
+    values = values.tolist() if hasattr(values, "tolist") else list(values)
+    column = pd.Series(values, dtype=None if values else float)
+    if column.dtype.kind not in "biuf":
+        raise TypeError(
+            f"a prediction is a class number or a float, but got {type(values[0]).__name__}: give "
+            "[examples], such as logits.argmax(-1)"
+        )
+    return column.astype(int) if column.dtype.kind == "b" else column

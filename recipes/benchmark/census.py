@@ -63,7 +63,11 @@ def model_classes() -> Iterator[tuple[str, type, list[type]]]:
             for model_class in classes if isinstance(classes, list | tuple) else [classes]:
                 found[model_class.__name__] = model_class
         rank = {name: next(i for i, t in enumerate(TASKS) if re.search(t, name)) for name in found}
-        yield model_type, config_class, [found[name] for name in sorted(found, key=rank.get)]
+        yield (
+            model_type,
+            config_class,
+            [found[name] for name in sorted(found, key=rank.__getitem__)],
+        )
 
 
 def built(config_class: type, classes: list[type]) -> tuple[nn.Module | None, str]:
@@ -92,7 +96,8 @@ def look(model: nn.Module, n: int, m: int) -> dict[str, Any]:
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters()
     }
-    for get in (model.get_input_embeddings, model.get_output_embeddings):
+    transformer: Any = model
+    for get in (transformer.get_input_embeddings, transformer.get_output_embeddings):
         try:
             layer = get()
         except NotImplementedError:

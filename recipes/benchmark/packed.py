@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -74,7 +75,8 @@ def write_model(folder: Path, size: int) -> None:
         num_key_value_heads=16,
         dtype="bfloat16",
     )
-    model = hf_nm.sparsify(LlamaForCausalLM(config).to(torch.bfloat16))
+    model: Any = LlamaForCausalLM(config)
+    model = hf_nm.sparsify(model.to(torch.bfloat16))
     model.save_pretrained(folder, max_shard_size=size // 4)
 
 

@@ -74,7 +74,8 @@ def build_model(vocab_size: int, device: torch.device) -> MarianMTModel:
         decoder_start_token_id=0,
         max_position_embeddings=512,
     )
-    return MarianMTModel(config).to(device).train()
+    model: Any = MarianMTModel(config)
+    return model.to(device).train()
 
 
 def make_step(arm: str, args: argparse.Namespace) -> Callable[[], float]:

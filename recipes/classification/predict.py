@@ -1,10 +1,12 @@
 """Which label, and how sure, for every line of standard input: a trained classifier as a filter."""
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     AutoModelForSequenceClassification,
@@ -34,10 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a test's or a notebook's may be another
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     try:
         classifier = load_classifier(options.folder)
-        one_by_one = sys.stdin.isatty() or classifier.tokenizer.pad_token_id is None
+        tokenizer: Any = classifier.tokenizer
+        one_by_one = sys.stdin.isatty() or tokenizer.pad_token_id is None
         for lines in _batches(sys.stdin.buffer, 1 if one_by_one else options.batch_size):
             for answer in classify(classifier, lines, options.top_k):
                 print(answer)
@@ -89,7 +93,7 @@ def classify(
     """One answer a line, as --help describes; `top_k` None: all labels."""
     texts = [line for line in lines if line.strip()]
     inputs = [dict(zip(("text", "text_pair"), text.split("\t"), strict=False)) for text in texts]
-    found = classifier(inputs, batch_size=len(inputs), top_k=top_k) if inputs else []
+    found: Any = classifier(inputs, batch_size=len(inputs), top_k=top_k) if inputs else []
     scores = (
         "\t".join(f"{row['label']}\t{row['score']:.4f}" for row in labels) for labels in found
     )

@@ -20,10 +20,13 @@ sentences everywhere.
 import random
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
+from typing import TypeVar
 
 from opinions import NOUNS, OPINIONS, Noun, Opinion
 
+Item = TypeVar("Item")
 SIZES = {"train": 6000, "validation": 400, "test": 400}
 LABELS = ("negative", "positive")
 _OPPOSITE = {"negative": "positive", "positive": "negative"}
@@ -79,7 +82,7 @@ class Grammar:
             for domain in NOUNS
         }
 
-    def pick(self, items):
+    def pick(self, items: Sequence[Item]) -> Item:
         return items[int(self.random.random() * len(items))]
 
     def chance(self, probability: float) -> bool:

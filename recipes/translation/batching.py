@@ -12,6 +12,7 @@ numbers of them, and `set_epoch` does not reach a sampler inside two of its wrap
 
 from collections.abc import Iterator, Sequence
 from heapq import heapify, heapreplace
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,7 +173,8 @@ class TokenDataLoader(DataLoader):
     """A DataLoader whose epoch the Trainer can set; it looks for `set_epoch`."""
 
     def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
+        sampler: Any = self.batch_sampler
+        sampler.set_epoch(epoch)
 
 
 class Collator:

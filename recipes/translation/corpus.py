@@ -22,8 +22,10 @@ PYTHONHASHSEED is.
 import random
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TypeVar
 
 from lexicon import (
     ADJECTIVES,
@@ -44,6 +46,7 @@ from lexicon import (
     number_words,
 )
 
+Item = TypeVar("Item")
 Words = list[tuple[str, str]]  # aligned words (English, German), either may be empty
 SIZES = {"train": 12000, "validation": 400, "test": 400}
 
@@ -130,7 +133,7 @@ class Grammar:
     def __init__(self, seed: int):
         self.random = random.Random(seed)
 
-    def pick(self, items):
+    def pick(self, items: Sequence[Item]) -> Item:
         return items[self.random.randrange(len(items))]
 
     def chance(self, probability: float) -> bool:
@@ -149,7 +152,7 @@ class Grammar:
         else:
             options = [row for row in _DETERMINERS if row[1] or not plural]
             singular_en, plural_en, stem, kind = self.pick(options)
-            english = plural_en if plural else singular_en
+            english = (plural_en if plural else singular_en) or ""  # the options have one
             if english == "a":
                 follower = adjective[0] if adjective else noun.english
                 english = "an" if follower[0] in "aeiou" else "a"
@@ -220,14 +223,15 @@ class Grammar:
     def sentence(self) -> tuple[str, str, list[tuple[str, str]], Words]:
         """English, German, the combinations used, and the aligned words."""
         kind = self.random.random()
+        extra: Words = []
         if kind < 0.45:
             main = self.clause()
             front = bool(main.adverb) and self.chance(0.5)
-            clauses, mark, extra = [main], ".", []
+            clauses, mark = [main], "."
             english, german = main.english(front=front), main.german("second", front)
         elif kind < 0.58:
             main = self.clause(question=True)
-            clauses, mark, extra = [main], "?", []
+            clauses, mark = [main], "?"
             english, german = main.english(inverted=True), main.german("first")
         else:
             main, under = self.clause(adverb=False), self.clause()

@@ -1,14 +1,23 @@
 """How sentences are translated: beam search, the sentences dealt out over the processes."""
 
+from typing import Any
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from batching import pack
+from transformers import PreTrainedTokenizerBase
 
 
 @torch.inference_mode()
 def translate(
-    model, tokenizer, sentences: list[str], *, max_tokens: int, max_length: int, **options
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: list[str],
+    *,
+    max_tokens: int,
+    max_length: int,
+    **options: Any,
 ) -> tuple[list[str], int]:
     """Translate sentences in the order given; every process gets the whole result.
 
@@ -32,7 +41,7 @@ def translate(
     sizes = [len(row) for row in tokens]
     order = sorted(range(len(tokens)), key=lambda number: -sizes[number])
     budget = max(max_tokens // options.get("num_beams", 1), max_length)
-    found = []
+    found: list[tuple[int, str]] = []
     for batch in pack(order, sizes, budget)[state.process_index :: state.num_processes]:
         inputs = tokenizer.pad(
             {"input_ids": [tokens[number] for number in batch]}, return_tensors="pt"
@@ -45,5 +54,5 @@ def translate(
         )
         texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
         found += zip(batch, texts, strict=True)
-    found = dict(gather_object(found))
-    return [found[number] for number in range(len(sentences))], cut
+    texts_of = dict(gather_object(found))
+    return [texts_of[number] for number in range(len(sentences))], cut

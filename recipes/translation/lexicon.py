@@ -63,9 +63,10 @@ def _nouns(text: str) -> list[Noun]:
 def _verbs(text: str) -> list[Verb]:
     verbs = []
     for row in text.strip().splitlines():
-        *english, infinitive, third, past, perfect = row.split()
+        base, third_person, simple_past, participle, infinitive, third, past, perfect = row.split()
+        english = base, third_person, simple_past, participle
         particle, _, infinitive = infinitive.rpartition("|")
-        verbs.append(Verb(tuple(english), infinitive, third, past, perfect, particle))
+        verbs.append(Verb(english, infinitive, third, past, perfect, particle))
     return verbs
 
 

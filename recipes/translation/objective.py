@@ -2,6 +2,7 @@
 
 import math
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 
 def label_smoothed_loss(
-    outputs,
+    outputs: Any,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
     *,
@@ -40,7 +41,13 @@ def label_smoothed_loss(
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class TokenBatches:
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:  # it comes before whichever Trainer there is
+    _Base = object
+
+
+class TokenBatches(_Base):
     """Mixin for a Trainer: batches by token count, and an evaluation loss that weighs every token
     alike.
 
@@ -67,45 +74,48 @@ class TokenBatches:
     def get_train_dataloader(self) -> TokenDataLoader:
         return self._loader(self.train_dataset, self.train_sampler)
 
-    def get_eval_dataloader(self, eval_dataset=None) -> TokenDataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> TokenDataLoader:
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         sampler = EvalBatchSampler(
             pair_lengths(dataset), self.max_tokens, self.args.process_index, self.args.world_size
         )
         return self._loader(dataset, sampler)
 
-    def _loader(self, dataset, sampler) -> TokenDataLoader:
+    def _loader(self, dataset: Any, sampler: Any) -> TokenDataLoader:
         # Not `accelerator.prepare`d: the sampler has dealt out the shares (see batching.py).
+        tokenizer: Any = self.processing_class
         return TokenDataLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=Collator(self.processing_class.pad_token_id),
+            collate_fn=Collator(tokenizer.pad_token_id),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
 
-    def get_total_train_batch_size(self, args) -> int:
+    def get_total_train_batch_size(self, args: Any) -> int:
         """Mean sentence pairs of an update; the Trainer's samples per second rest on it."""
         updates = self.train_sampler.total // self.train_sampler.batches_per_update
-        return round(len(self.train_dataset) / updates)
+        return round(len(self.train_sampler.sizes) / updates)
 
     def evaluation_loop(
         self,
-        dataloader,
+        dataloader: Any,
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """`eval_loss` as in training, `eval_nll` unsmoothed: nats per token of the whole set."""
-        self.model.eval()
+        model: Any = self.model
+        loss: Any = self.compute_loss_func
+        model.eval()
         sums = []  # per micro-batch: smoothed loss, plain loss, target tokens
         for inputs in dataloader:
             inputs = self._prepare_inputs(inputs)
             labels = inputs.pop("labels")
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.model(**inputs)
-                smoothed = self.compute_loss_func(outputs, labels, num_items_in_batch=1)
+                outputs = model(**inputs)
+                smoothed = loss(outputs, labels, num_items_in_batch=1)
                 plain = label_smoothed_loss(outputs, labels, num_items_in_batch=1, smoothing=0.0)
             sums.append((smoothed.item(), plain.item(), (labels != -100).sum().item()))
         sums = gather_object(sums)
@@ -115,12 +125,16 @@ class TokenBatches:
             f"{metric_key_prefix}_loss": math.fsum(row[0] for row in sums) / tokens,
             f"{metric_key_prefix}_nll": math.fsum(row[1] for row in sums) / tokens,
         }
+        nothing: Any = None  # of predictions; the loss is what is asked for
         return EvalLoopOutput(
-            predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset)
+            predictions=nothing,
+            label_ids=None,
+            metrics=metrics,
+            num_samples=len(dataloader.dataset),
         )
 
 
-def pair_lengths(dataset) -> np.ndarray:
+def pair_lengths(dataset: Any) -> np.ndarray:
     """[pairs, 2]: tokens of source and target, end-of-sentence included."""
     columns = dataset.with_format("numpy")
     return np.stack([columns["source_tokens"][:], columns["target_tokens"][:]], axis=1)

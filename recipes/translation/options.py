@@ -7,7 +7,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from hf_nm.experiments import options as recipe_options
 
-DEFAULT = Path(__file__).parent / "configs" / "embedded.yaml"
+CONFIGS = Path(__file__).parent / "configs"
 
 
 @dataclass
@@ -58,4 +58,6 @@ class RecipeArguments(recipe_options.SparseArguments):
 
 def parse(argv: list[str]) -> tuple[RecipeArguments, Seq2SeqTrainingArguments]:
     """Options from a YAML file, if one comes first (or embedded.yaml), then the command line's."""
-    return recipe_options.parse(argv, (RecipeArguments, Seq2SeqTrainingArguments), DEFAULT)
+    kinds = (RecipeArguments, Seq2SeqTrainingArguments)
+    recipe, arguments = recipe_options.parse(argv, kinds, CONFIGS / "embedded.yaml")
+    return recipe, arguments

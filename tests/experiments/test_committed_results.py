@@ -12,7 +12,7 @@ import pytest
 from test_comparison import table_rows, write_run
 
 from hf_nm.experiments.comparison import compare, compare_tasks
-from hf_nm.experiments.predictions import write_predictions
+from hf_nm.experiments.results import write_predictions
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 RESULTS = RECIPES / "classification" / "results"

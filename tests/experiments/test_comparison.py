@@ -14,7 +14,7 @@ from torch import tensor
 from hf_nm.experiments.agreement import mean_of
 from hf_nm.experiments.bootstrap import Task, paired_bootstrap
 from hf_nm.experiments.comparison import compare, compare_tasks, plot_arms
-from hf_nm.experiments.predictions import read_predictions, write_predictions
+from hf_nm.experiments.results import read_predictions, write_predictions
 
 SAD = {"total": 8, "from_start": 5, "mean_flip_rate": 0.03, "intervals": 2, "steps": 30}
 DENSE, ASP, SRSTE = "dense", "ASP 2:4", "SR-STE 2:4 + distillation"

@@ -20,7 +20,7 @@ from training import (
 )
 
 import hf_nm
-from hf_nm.optim import modes
+from hf_nm.optim.attach import modes
 
 schedulefree = pytest.importorskip("schedulefree")
 

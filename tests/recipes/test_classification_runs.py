@@ -10,16 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from classification import SCRIPT, TINY, run, script, toy_files
-from conftest import CLASSIFICATION, RECIPE, ROOT
+from classification import TINY, run, toy_files
+from conftest import ROOT
 from packaging.version import Version
+from recipe_loading import CLASSIFICATION, CPU2, checkpoint_after, importing
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from transformers import AutoModelForSequenceClassification, pipeline
 
 import hf_nm
 from hf_nm.experiments.comparison import compare_tasks
-from hf_nm.experiments.predictions import read_predictions
+from hf_nm.experiments.results import read_predictions
+
+with importing("classification"):
+    from objective import classification_loss
 
 PLAIN = CLASSIFICATION / "configs" / "finetune.yaml"
 SHORT = "--max_length 32 --max_steps 9 --logging_steps 1 --eval_steps 3 --warmup_steps 2"
@@ -104,7 +108,7 @@ def test_two_processes_equal_one(distilled, tmp_path):
     """Red if a loss or gradient, the teacher's too, is scaled by the processes or the accumulation."""
     one, options = distilled
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", RECIPE / "configs" / "accelerate_cpu2.yaml", SCRIPT, *options]
+    command += ["--config_file", CPU2, CLASSIFICATION / "train.py", *options]
     found = subprocess.run(
         [*map(str, command), "--output_dir", str(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -123,10 +127,14 @@ def test_two_processes_equal_one(distilled, tmp_path):
 
 
 def test_resumed_run_is_the_same(distilled, tmp_path):
-    """Red if a resumed run sees other batches, here in epoch 2, or trains with another vocabulary."""
+    """Red if a resumed run sees other batches, here in epoch 2, trains with another vocabulary, or
+    counts the time of its last stretch only."""
     one, options = distilled
+    checkpoint = checkpoint_after(1000, one / "checkpoint-7", tmp_path / "before")
     options = [*options, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path]
-    run(*options, "--resume_from_checkpoint", one / "checkpoint-7")
+    run(*options, "--resume_from_checkpoint", checkpoint)
+    time = results_of(tmp_path)["time"]
+    assert (time["train_s"] > 1000, time["steps"]) == (True, 9)
     assert history(tmp_path) == history(one)
 
 
@@ -228,13 +236,13 @@ def test_loss_is_the_mean_of_the_update():
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 1, 0, 2])
     whole = torch.nn.functional.cross_entropy(logits, labels)
     parts = [
-        script().classification_loss({"logits": logits[part]}, labels[part], 6)
+        classification_loss({"logits": logits[part]}, labels[part], 6)
         for part in (slice(0, 4), slice(4, 6))
     ]
     torch.testing.assert_close(sum(parts), whole)
-    smooth = script().classification_loss({"logits": logits}, labels, smoothing=0.3)
+    smooth = classification_loss({"logits": logits}, labels, smoothing=0.3)
     expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.3)
     torch.testing.assert_close(smooth, expected)
     numbers = torch.tensor([1.0, 3.0])
-    found = script().classification_loss({"logits": torch.tensor([[1.5], [1.0]])}, numbers)
+    found = classification_loss({"logits": torch.tensor([[1.5], [1.0]])}, numbers)
     assert found.item() == (0.25 + 4) / 2

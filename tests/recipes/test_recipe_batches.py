@@ -5,11 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from batching import Collator, EvalBatchSampler, TokenBatchSampler, pack
-from corpus import embedded_corpus
-from objective import label_smoothed_loss
+from recipe_loading import importing
 from transformers import AutoTokenizer
-from vocabulary import train_bpe
+
+with importing("translation"):
+    from batching import Collator, EvalBatchSampler, TokenBatchSampler, pack
+    from corpus import embedded_corpus
+    from objective import label_smoothed_loss
+    from tokenizer import train_bpe
 
 
 @pytest.fixture(scope="module")

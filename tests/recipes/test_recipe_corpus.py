@@ -7,17 +7,19 @@ import sys
 
 import pytest
 import sacrebleu
-from conftest import RECIPE
-from corpus import embedded_corpus, forms, split_of
-from lexicon import (
-    ADJECTIVES,
-    DATIVE,
-    DITRANSITIVE,
-    PERSONS,
-    THINGS,
-    TRANSITIVE,
-    number_words,
-)
+from recipe_loading import TRANSLATION, importing
+
+with importing("translation"):
+    from corpus import embedded_corpus, forms, split_of
+    from lexicon import (
+        ADJECTIVES,
+        DATIVE,
+        DITRANSITIVE,
+        PERSONS,
+        THINGS,
+        TRANSITIVE,
+        number_words,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def test_corpus_same_everywhere(corpus):
     )
     sums = {
         subprocess.run(
-            [sys.executable, "-I", "-c", code, str(RECIPE)],
+            [sys.executable, "-I", "-c", code, str(TRANSLATION)],
             env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,

@@ -5,12 +5,13 @@ import json
 import re
 
 import pytest
-import train
 import yaml
-from conftest import RECIPE
 from datasets import Dataset, DatasetDict
-from options import parse
-from text_pairs import load_pairs, read_pairs
+from recipe_loading import TRANSLATION, importing
+
+with importing("translation"):
+    from data import load_data, load_pairs, read_pairs
+    from options import parse
 
 
 def test_read_text_pairs(tmp_path):
@@ -81,8 +82,10 @@ def test_hub_data(monkeypatch, tmp_path):
     )
     asked = []
     monkeypatch.setattr("datasets.load_dataset", lambda *name: asked.append(name) or hub)
-    recipe, _ = parse([str(RECIPE / "configs" / "wmt14_base.yaml"), "--output_dir", str(tmp_path)])
-    splits, _ = train.load_corpus(recipe)
+    recipe, _ = parse(
+        [str(TRANSLATION / "configs" / "wmt14_base.yaml"), "--output_dir", str(tmp_path)]
+    )
+    splits, _ = load_data(recipe)
     assert asked == [("wmt14", "de-en")]
     assert splits["test"].to_list() == [
         {"source": "one", "target": "eins"},
@@ -90,13 +93,13 @@ def test_hub_data(monkeypatch, tmp_path):
     ]
     monkeypatch.undo()
     with pytest.raises(ConnectionError, match=r"wmt14.*without a network give --train_files"):
-        train.load_corpus(recipe)
+        load_data(recipe)
 
 
 @pytest.mark.parametrize("config", ["embedded", "local", "wmt14_base"])
 def test_shipped_configs(config, tmp_path):
     """Red if a shipped file has a key the recipe does not know."""
-    path = RECIPE / "configs" / f"{config}.yaml"
+    path = TRANSLATION / "configs" / f"{config}.yaml"
     recipe, arguments = parse([str(path), "--output_dir", str(tmp_path)])
     values = yaml.safe_load(path.read_text())
     assert recipe.d_model == values["d_model"]

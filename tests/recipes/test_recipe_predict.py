@@ -7,11 +7,11 @@ import sys
 import threading
 from pathlib import Path
 
-import predict
 import pytest
 import torch
-from conftest import CLASSIFICATION, ROOT
+from conftest import ROOT
 from models import bert
+from recipe_loading import CLASSIFICATION, importing
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -23,6 +23,9 @@ from transformers import (
 )
 
 import hf_nm
+
+with importing("classification"):
+    import predict
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "plot", "cast", "was", "good", "bad"]
 LABELS = {0: "bad", 1: "fair", 2: "good"}

@@ -8,9 +8,11 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import CLASSIFICATION
-from opinions import NOUNS, OPINIONS
-from reviews import count_words, embedded_reviews, split_of, words
+from recipe_loading import CLASSIFICATION, importing
+
+with importing("classification"):
+    from opinions import NOUNS, OPINIONS
+    from reviews import count_words, embedded_reviews, split_of, words
 
 NOUN_WORDS = {noun.word for row in NOUNS.values() for noun in row}
 LABELS = {opinion.word: opinion.label for row in OPINIONS.values() for opinion in row}

@@ -5,17 +5,20 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import train
-from conftest import RECIPE, ROOT
-from corpus import embedded_corpus
+from conftest import ROOT
+from recipe_loading import CPU2, TRANSLATION, checkpoint_after, importing, run
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 import hf_nm
+
+with importing("translation"):
+    from corpus import embedded_corpus
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +38,10 @@ def toy_files(tmp_path_factory):
 TINY = "--d_model 16 --ffn_dim 32 --layers 1 --heads 2 --vocab_size 400 --dropout 0 --num_beams 2"
 TINY += " --max_tokens 256 --max_steps 6 --logging_steps 1 --eval_steps 3 --warmup_steps 3"
 TINY += " --decay 0.01 --save_strategy steps --save_steps 5"
-EMBEDDED = RECIPE / "configs" / "embedded.yaml"
+EMBEDDED = TRANSLATION / "configs" / "embedded.yaml"
 
 
-def run_here(*arguments) -> None:
-    """The script in this process, on one thread, as OMP_NUM_THREADS=1 would have it."""
-    threads, argv = torch.get_num_threads(), sys.argv
-    torch.set_num_threads(1)
-    sys.argv = [str(RECIPE / "train.py"), *map(str, arguments)]
-    try:
-        train.main()
-    finally:
-        torch.set_num_threads(threads)
-        sys.argv = argv
+run_here = partial(run, "translation")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +51,7 @@ def two_runs(toy_files, tmp_path_factory):
     options = [EMBEDDED, *toy_files, *TINY.split()]
     run_here(*options, "--output_dir", one, "--gradient_accumulation_steps", "2")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", RECIPE / "configs" / "accelerate_cpu2.yaml", RECIPE / "train.py"]
+    command += ["--config_file", CPU2, TRANSLATION / "train.py"]
     found = subprocess.run(
         [*map(str, command), *map(str, options), "--output_dir", str(two)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -122,13 +116,17 @@ def test_saved_checkpoint_and_results(two_runs):
 
 
 def test_resume_skips_what_was_seen(toy_files, two_runs, tmp_path):
-    """Red if a resumed run trains on other batches than the uninterrupted one, here in epoch 2."""
+    """Red if a resumed run trains on other batches than the uninterrupted one, here in epoch 2, or
+    counts the time of its last stretch only."""
     one, _ = two_runs
+    checkpoint = checkpoint_after(1000, one / "checkpoint-5", tmp_path / "before")
     run_here(
         *[EMBEDDED, *toy_files, *TINY.split(), "--output_dir", tmp_path],
         *["--gradient_accumulation_steps", "2"],
-        *["--resume_from_checkpoint", one / "checkpoint-5"],
+        *["--resume_from_checkpoint", checkpoint],
     )
+    time = json.loads((tmp_path / "results.json").read_text())["time"]
+    assert (time["train_s"] > 1000, time["steps"]) == (True, 6)
     last = [[row for row in _history(f) if "loss" in row] for f in (tmp_path, one)]
     assert last[0][-1]["step"] == 6
     assert last[0][-1]["epoch"] > 1
@@ -141,7 +139,7 @@ def test_resume_skips_what_was_seen(toy_files, two_runs, tmp_path):
 
 def test_wmt14_config_starts_offline(toy_files, tmp_path):
     """Red if the big configuration needs the network, or its sizes do not build."""
-    config = RECIPE / "configs" / "wmt14_base.yaml"
+    config = TRANSLATION / "configs" / "wmt14_base.yaml"
     run_here(
         *[config, *toy_files, "--output_dir", tmp_path, "--max_steps", "2", "--logging_steps", "1"],
         # two layers instead of twelve, and micro-batches for 48 sentences: the rest as shipped

@@ -1,37 +1,16 @@
-"""The classification recipe's script, run in this process."""
+"""The classification recipe on a toy: a tiny model, a few updates, a few reviews."""
 
-import importlib.util
-import sys
+import importlib
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
-import torch
-from conftest import CLASSIFICATION
+import recipe_loading
+from recipe_loading import importing
 
-SCRIPT = CLASSIFICATION / "train.py"
+with importing("classification"):
+    reviews = importlib.import_module("reviews")
 
-
-def script() -> ModuleType:
-    """The script as a module; `train` is the translation recipe's."""
-    name = "classification_train"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, SCRIPT)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def run(*arguments: object) -> None:
-    """The script with these arguments, on one thread, as OMP_NUM_THREADS=1 would have it."""
-    threads, argv = torch.get_num_threads(), sys.argv
-    torch.set_num_threads(1)
-    sys.argv = [str(SCRIPT), *map(str, arguments)]
-    try:
-        script().main()
-    finally:
-        torch.set_num_threads(threads)
-        sys.argv = argv
-
+run = partial(recipe_loading.run, "classification")
 
 # A model of some thousand weights, a few updates.
 TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32"
@@ -43,11 +22,10 @@ TINY += " --per_device_train_batch_size 4 --warmup_steps 2 --learning_rate 0.01"
 
 def toy_files(folder: Path) -> list[str]:
     """48 training, 8 validation and 12 test reviews as TSV: the options that name them."""
-    from reviews import embedded_reviews
 
     options = []
     for split, count in {"train": 48, "validation": 8, "test": 12}.items():
-        rows = embedded_reviews()[split][:count]
+        rows = reviews.embedded_reviews()[split][:count]
         text = "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows)
         (folder / f"{split}.tsv").write_text(text, "utf-8")
         options += [f"--{split}_file", str(folder / f"{split}.tsv")]

@@ -317,7 +317,7 @@ class Handler(BaseHTTPRequestHandler):
             linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.data))}
             where = {"Location": f"{self.server_state.storage}/blob/{file.sha256}"}
             self.server_state.objects.setdefault(file.sha256, file.data)
-            self._send(302, **headers, **linked, **where)
+            self._send(302, b"", **headers, **linked, **where)
             return
         self._send_range(file.data, headers | {"ETag": f'"{file.oid}"'})
 

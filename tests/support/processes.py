@@ -30,7 +30,7 @@ OPTIMIZERS = {
 }
 
 
-def new_model(seed: int, **options: Any) -> nn.Module:
+def new_model(seed: int, **options: Any) -> nn.Sequential:
     """A float64 network whose weights depend on the seed."""
     width, hidden, outputs = SIZES
     model = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, outputs)).double()
@@ -96,7 +96,7 @@ def train(
     options = options or {}
     if attach == "before":
         handle = hf_nm.attach(stepped, model, **options)
-    wrapped: nn.Module = model
+    wrapped: Any = model
     if rank is not None and copies:
         wrapped = DistributedDataParallel(model, process_group=group)
     if attach != "before":

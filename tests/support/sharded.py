@@ -44,6 +44,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
+from training import mask_of
 
 import hf_nm
 
@@ -178,7 +179,7 @@ def replicated_shards(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
 
 
 FILLED_FROM_FIRST = (as_accelerate, filled_from_first)
-WAYS = {
+WAYS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "plain": (plain, {}),
     "clipped": (plain, {"clip": True}),
     "fixed": (plain, {"method": "fixed"}),
@@ -212,7 +213,7 @@ def resumed(rank: int, folder: Path, kind: str, attach_last: bool = False) -> di
         if rank == 0:
             torch.save(saved, folder / "full.pt")
     else:
-        state = {
+        state: dict[str, Any] = {
             "model": get_model_state_dict(model),
             "optimizer": get_optimizer_state_dict(model, optimizer),
         }
@@ -261,17 +262,17 @@ def outside(rank: int) -> dict[str, Any]:
     set_model_state_dict(loaded, dense.state_dict(), options=options)
     unsettled = raised(loaded.state_dict)
     hf_nm.attach(new_optimizer(loaded), loaded)
-    masks = {w.name: whole(w.mask) for w in hf_nm.sparse_weights(loaded)}
+    masks = {w.name: whole(mask_of(w)) for w in hf_nm.sparse_weights(loaded)}
 
     forgotten = shard(new_model())
     steps(forgotten, new_optimizer(forgotten), rank, range(1))
-    cut = fully_shard(hf_nm.sparsify(nn.Sequential(nn.Linear(6, 6)), 1, 2, targets="*"))
+    cut = hf_nm.sparsify(nn.Sequential(nn.Linear(6, 6)), 1, 2, targets="*")
+    fully_shard(cut)
     odd = hf_nm.sparsify(nn.ModuleList([Experts(True)]), targets="*")
     for expert in odd:
-        expert.up_proj.data.normal_()
+        expert.get_parameter("up_proj").data.normal_()
     fully_shard(odd[0], shard_placement_fn=lambda parameter: Shard(1))
-    six = nn.Linear(12, 4)
-    six = hf_nm.sparsify(nn.Sequential(six), targets="*")
+    six = hf_nm.sparsify(nn.Sequential(nn.Linear(12, 4)), targets="*")
     fully_shard(
         six[0],
         shard_placement_fn=lambda parameter: Shard(parameter.ndim - 1),

@@ -23,7 +23,7 @@ def tensor_parallel(rank: int | None, folder: Path) -> dict[str, Any]:
 
     torch.manual_seed(0)
     tokens = torch.randint(3, VOCABULARY, (4, 7))
-    model = llama().double()
+    model: Any = llama().double()
     if rank is not None:
         if rank == 0:
             model.save_pretrained(folder / "llama")
@@ -56,7 +56,7 @@ def trainer(rank: int | None, folder: Path) -> list[dict[str, Any]]:
     from transformers import AutoModelForSequenceClassification
     from transformers.distributed import DistributedConfig
 
-    model = one_layer_bert().double()
+    model: Any = one_layer_bert().double()
     if rank is not None:
         if rank == 0:
             model.save_pretrained(folder / "bert")

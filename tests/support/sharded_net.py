@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from training import mask_of
 
 import hf_nm
 
@@ -62,7 +63,8 @@ def new_model(seed: int = 0, **options: Any) -> Net:
 def shard(model: Net, **options: Any) -> Net:
     for part in (model.fc1, model.fc2, *model.experts, model.five):
         fully_shard(part, **options)
-    return fully_shard(model, **options)
+    fully_shard(model, **options)
+    return model
 
 
 def loss_of(model: nn.Module, step: int, rank: int | None) -> Tensor:
@@ -103,7 +105,7 @@ def seen(model: nn.Module, handle: hf_nm.Attachment, losses: list[float]) -> dic
     """Everything that training depends on, gathered, and what is measured."""
     state = {name: whole(parameter) for name, parameter in model.named_parameters()}
     for w in hf_nm.sparse_weights(model):
-        state[f"{w.name}/mask"] = whole(w.mask)
+        state[f"{w.name}/mask"] = whole(mask_of(w))
         state[f"{w.name}/dense"] = whole(w.dense_weight())
     return {
         "state": state,

@@ -9,9 +9,10 @@ from typing import Any
 
 import models
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from training import State, masks
 from transformers import (
+    PreTrainedModel,
     Seq2SeqTrainingArguments,
     Trainer,
     TrainerCallback,
@@ -23,12 +24,12 @@ import hf_nm
 NM_KEYS = ("nm/sad", "nm/flip_rate", "nm/sad_init")
 
 
-def one_layer_bert() -> nn.Module:
+def one_layer_bert() -> PreTrainedModel:
     """The model of these runs: six N:M weights."""
     return models.bert(num_hidden_layers=1)
 
 
-def rows(model: nn.Module, count: int = 48) -> list[dict[str, Tensor]]:
+def rows(model: PreTrainedModel, count: int = 48) -> list[dict[str, Tensor]]:
     """A data set for one of the test models: the same at every call."""
     examples = models.batch(model, count, seed=3)
     return [{name: tensor[row] for name, tensor in examples.items()} for row in range(count)]
@@ -56,7 +57,7 @@ def build(
     folder: Path,
     trainer_class: type[Trainer] = hf_nm.NMTrainer,
     *,
-    model: nn.Module | None = None,
+    model: PreTrainedModel | None = None,
     sparsify: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
     **changes: Any,
@@ -147,7 +148,7 @@ def sad_file(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def logits(model: nn.Module) -> Tensor:
+def logits(model: PreTrainedModel) -> Tensor:
     """What a model answers to a fixed batch."""
     model.eval()
     with torch.no_grad():

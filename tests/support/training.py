@@ -46,9 +46,15 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[in
         optimizer.step()
 
 
+def mask_of(weight: hf_nm.SparseWeight) -> torch.Tensor:
+    """Its mask; without one nothing can be compared."""
+    assert weight.mask is not None, weight.name
+    return weight.mask
+
+
 def masks(model: nn.Module) -> State:
     """Copies of the masks by name."""
-    return {w.name: w.mask.clone() for w in hf_nm.sparse_weights(model)}
+    return {w.name: mask_of(w).clone() for w in hf_nm.sparse_weights(model)}
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> State:
@@ -56,7 +62,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
     optimizer's whole state dict."""
     state = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for w in hf_nm.sparse_weights(model):
-        state[f"{w.name}/mask"] = w.mask.clone()
+        state[f"{w.name}/mask"] = mask_of(w).clone()
         state[f"{w.name}/dense"] = w.dense_weight()
     if optimizer is not None:
         state |= {f"optimizer/{name}": tensor for name, tensor in _flat(optimizer.state_dict())}
@@ -74,8 +80,8 @@ def assert_sparse(model: nn.Module) -> None:
     """Every N:M weight is zero where its mask says so, keeps n per group, and can be saved."""
     assert hf_nm.sparse_weights(model)
     for w in hf_nm.sparse_weights(model):
-        assert not w.weight.detach()[~w.mask].count_nonzero(), w.name
-        kept = w.mask.movedim(w.state.dim, -1).unflatten(-1, (-1, w.pattern.m)).sum(-1)
+        assert not w.weight.detach()[~mask_of(w)].count_nonzero(), w.name
+        kept = mask_of(w).movedim(w.state.dim, -1).unflatten(-1, (-1, w.pattern.m)).sum(-1)
         assert (kept == w.pattern.n).all(), w.name
     model.state_dict()
 
@@ -104,7 +110,7 @@ def assert_equals_reference(model: nn.Module, reference: Reference) -> None:
     expected_masks = reference.masks()
     for w in hf_nm.sparse_weights(model):
         assert_close(w.dense_weight(), expected[w.name].detach(), w.name)
-        assert torch.equal(w.mask, expected_masks[w.name]), w.name
+        assert torch.equal(mask_of(w), expected_masks[w.name]), w.name
 
 
 def recording(model: nn.Module, train_step: Callable[[int], None], steps: int) -> list[State]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict
@@ -95,7 +96,7 @@ class Labelled:
         return [column for column in COLUMNS if column in self.splits["train"].features]
 
 
-def load(
+def load_data(
     name: str,
     files: dict[str, str | None],
     *,
@@ -133,7 +134,8 @@ def load(
     elif name == "embedded":
         splits, labels = _embedded()
     else:
-        splits, labels = _from_hub(task)
+        assert task.hub is not None  # of TASKS
+        splits, labels = _from_hub(*task.hub, task)
     scored: list[int] = []
     if labels is not None:
         own = _positive_last(labels, task, positive)
@@ -150,7 +152,14 @@ def load(
     return Labelled(DatasetDict({split: splits[split] for split in SPLITS}), labels, scored, task)
 
 
-def _task(name, local, texts, label, metrics, regression) -> Task:
+def _task(
+    name: str,
+    local: bool,
+    texts: Sequence[str] | None,
+    label: str | None,
+    metrics: Sequence[str] | None,
+    regression: bool,
+) -> Task:
     """The named task, or one for local files, with what was given in its place."""
     task = TASKS.get(name, Task(test="test"))
     if regression and name in TASKS and not task.regression:
@@ -261,7 +270,7 @@ def _natural(label: str) -> tuple[bool, float, str]:
         return True, 0.0, label
 
 
-def _number(file: str, line: int, value: object) -> float:
+def _number(file: str, line: int, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -281,9 +290,11 @@ def _embedded() -> tuple[dict[str, Dataset], list[str]]:
     }, list(LABELS)
 
 
-def _from_hub(task: Task) -> tuple[dict[str, Dataset], list[str] | None]:
+def _from_hub(
+    path: str, configuration: str | None, task: Task
+) -> tuple[dict[str, Dataset], list[str] | None]:
     try:
-        hub = datasets.load_dataset(*task.hub, revision=task.revision)
+        hub = datasets.load_dataset(path, configuration, revision=task.revision)
     except ConnectionError as error:
         raise ConnectionError(
             f"{error}; without a network give --train_file and --test_file."
@@ -292,7 +303,7 @@ def _from_hub(task: Task) -> tuple[dict[str, Dataset], list[str] | None]:
     for column in (*task.texts, task.label):
         if column not in features:
             raise ValueError(
-                f"{task.hub[0]}: no column {column!r} among {', '.join(features)}; leave out "
+                f"{path}: no column {column!r} among {', '.join(features)}; leave out "
                 "--text_columns and --label_column for the task's own."
             )
     names = None if task.regression else list(features[task.label].names)

@@ -1,5 +1,7 @@
 """Which rows make a batch: rows of like length, the same batches in every process and after a resume."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -22,14 +24,20 @@ class EpochGroupedSampler(LengthGroupedSampler):
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
-class SameBatches:
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:  # it comes before whichever Trainer there is
+    _Base = object
+
+
+class SameBatches(_Base):
     """Mixin for a Trainer whose `train_sampling_strategy` is `group_by_length`: one process with an
     accumulation of 2 and two processes train on the same updates.
 
     Put it before the Trainer class, `class Trainer(SameBatches, NMTrainer)`.
     """
 
-    def _get_train_sampler(self, *args, **kwargs) -> Sampler | None:
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
         sampler = super()._get_train_sampler(*args, **kwargs)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler

@@ -1,16 +1,18 @@
-"""What can be set: this recipe's options beside transformers' `TrainingArguments`."""
+"""What can be set: this recipe's options, read from a YAML file and the command line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_nm.experiments.options import SparseArguments
+from transformers import TrainingArguments
+
+from hf_nm.experiments import options as recipe_options
 
 CONFIGS = Path(__file__).parent / "configs"
 METRICS = ("accuracy", "f1", "matthews_correlation", "pearsonr", "spearmanr")
 
 
 @dataclass
-class RecipeArguments(SparseArguments):
+class RecipeArguments(recipe_options.SparseArguments):
     """What this recipe adds to transformers' `TrainingArguments`."""
 
     task: str = field(
@@ -66,3 +68,10 @@ class RecipeArguments(SparseArguments):
     arm: str | None = field(
         default=None, metadata={"help": "name in tables; made of method and options if not given"}
     )
+
+
+def parse(argv: list[str]) -> tuple[RecipeArguments, TrainingArguments]:
+    """Options from a YAML file, if one comes first (or embedded.yaml), then the command line's."""
+    kinds = (RecipeArguments, TrainingArguments)
+    recipe, arguments = recipe_options.parse(argv, kinds, CONFIGS / "embedded.yaml")
+    return recipe, arguments

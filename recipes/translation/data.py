@@ -1,10 +1,55 @@
-"""How sentence pairs are read: two line-by-line text files or one TSV, CSV or JSONL; also .gz."""
+"""Which sentence pairs are trained and scored: the embedded ones, local files, or the Hub's WMT14."""
 
+import datasets
+from corpus import embedded_corpus
 from datasets import Dataset, DatasetDict
+from options import RecipeArguments
 
 from hf_nm.experiments.rows import ENDINGS, read_lines, read_rows
 
 Pairs = tuple[list[str], list[str]]
+
+
+def load_data(recipe: RecipeArguments) -> tuple[DatasetDict, dict[str, int]]:
+    """Splits train, validation, test with columns `source`, `target`; pairs left out per split."""
+    given = {
+        "train": recipe.train_files,
+        "validation": recipe.validation_files,
+        "test": recipe.test_files,
+    }
+    files = {split: paths for split, paths in given.items() if paths}
+    if recipe.corpus == "files" or files:
+        missing = [split for split in given if split not in files]
+        if missing:
+            raise ValueError(
+                f"no files for {', '.join(missing)}; give --train_files, --validation_files and "
+                "--test_files, each as two text files (source target) or one .tsv, .csv or .jsonl."
+            )
+        return load_pairs(files, recipe.source_column, recipe.target_column)
+    if recipe.corpus == "embedded":
+        return DatasetDict(
+            {
+                split: Dataset.from_dict(
+                    {"source": [en for en, _ in rows], "target": [de for _, de in rows]}
+                )
+                for split, rows in embedded_corpus().splits.items()
+            }
+        ), {}
+    # The Hub's wmt14: validation is newstest2013, test is newstest2014.
+    try:
+        hub = datasets.load_dataset("wmt14", "de-en")
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{error}; without a network give --train_files, --validation_files and --test_files."
+        ) from error
+    return hub.map(
+        lambda rows: {
+            "source": [pair["en"] for pair in rows["translation"]],
+            "target": [pair["de"] for pair in rows["translation"]],
+        },
+        batched=True,
+        remove_columns=["translation"],
+    ), {}
 
 
 def read_pairs(files: list[str], source: str = "en", target: str = "de") -> Pairs:
@@ -35,12 +80,13 @@ def read_pairs(files: list[str], source: str = "en", target: str = "de") -> Pair
     pairs: Pairs = [], []
     for number, row in read_rows(files[0], (source, target), remedy, nested="translation"):
         for side, column in zip(pairs, (source, target), strict=True):
-            if not isinstance(row[column], str):
+            cell = row[column]
+            if not isinstance(cell, str):
                 raise ValueError(
-                    f"{files[0]}, line {number}: {column!r} holds {row[column]!r}, not text; put "
+                    f"{files[0]}, line {number}: {column!r} holds {cell!r}, not text; put "
                     f"it in quotes ({remedy})."
                 )
-            side.append(row[column])
+            side.append(cell)
     return pairs
 
 

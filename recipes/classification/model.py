@@ -1,45 +1,42 @@
-"""What training starts from: a tokenizer and a model, of a checkpoint or from scratch."""
+"""What is trained: a classifier of a checkpoint, or from scratch, with a head for the data's classes."""
 
 import difflib
 import json
 import re
 from collections.abc import Callable
-from itertools import chain
-from pathlib import Path
+from typing import Any
 
-from accelerate import PartialState
-from arguments import RecipeArguments
+from data import Labelled
 from huggingface_hub.errors import StrictDataclassError
-from tasks import Labelled
+from options import RecipeArguments
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
-from wordpiece import train_wordpiece
 
 from hf_nm.experiments.options import opened
 
 
-def load_start(recipe: RecipeArguments, data: Labelled, out: Path, resumed_from: str | None):
-    """Tokenizer and model, with a head for the data's classes.
+def load_model(
+    recipe: RecipeArguments, data: Labelled, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The model, with a head for the data's classes.
 
     Args:
         recipe: names the checkpoint, or what to build.
-        data: from whose training texts a tokenizer is trained where none is named.
-        out: where a trained tokenizer is kept.
-        resumed_from: a checkpoint of this recipe, which has the tokenizer.
+        data: whose classes they are.
+        tokenizer: the model's, or the one it is built for.
+
+    Raises:
+        ValueError: the checkpoint has a head of other classes, a text could have a token or a position
+            that the model has no embedding for, or an option is wrong.
     """
-    if bool(recipe.model_name_or_path) == bool(recipe.config_name):
-        raise ValueError(
-            "give either --model_name_or_path (a checkpoint) or --config_name (from scratch)."
-        )
-    tokenizer = _tokenizer(recipe, data, out, resumed_from)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    head = {"num_labels": 1, "problem_type": "regression"}
+    head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if data.labels is not None:
         head = {
             "id2label": dict(enumerate(data.labels)),
@@ -47,19 +44,20 @@ def load_start(recipe: RecipeArguments, data: Labelled, out: Path, resumed_from:
             "problem_type": "single_label_classification",
         }
     if recipe.config_name:
-        config = _new_config(recipe, head, len(tokenizer))
+        config = _new_config(recipe.config_name, recipe, head, len(tokenizer))
         config.pad_token_id = tokenizer.pad_token_id
         model = AutoModelForSequenceClassification.from_config(config)
     else:
-        _check_head(recipe, data)
+        start = str(recipe.model_name_or_path)
+        _check_head(start, recipe, data)
         model = AutoModelForSequenceClassification.from_pretrained(
-            recipe.model_name_or_path,
+            start,
             **head,
             ignore_mismatched_sizes=recipe.ignore_mismatched_sizes,
         )
         model.config.pad_token_id = tokenizer.pad_token_id
     _check_sizes(recipe, model, tokenizer)
-    return tokenizer, model
+    return model
 
 
 def known_labels(recipe: RecipeArguments) -> list[str]:
@@ -70,52 +68,25 @@ def known_labels(recipe: RecipeArguments) -> list[str]:
     return list(map(str, config.id2label.values()))
 
 
-def _tokenizer(recipe: RecipeArguments, data: Labelled, out: Path, resumed_from: str | None):
-    if recipe.tokenizer_name:
-        tokenizer = opened(AutoTokenizer, "tokenizer_name", recipe.tokenizer_name)
-        if recipe.model_name_or_path:
-            own = opened(AutoTokenizer, "model_name_or_path", recipe.model_name_or_path)
-            if own.get_vocab() != tokenizer.get_vocab():
-                raise ValueError(
-                    f"--tokenizer_name {recipe.tokenizer_name} has other tokens than "
-                    f"{recipe.model_name_or_path}, whose embeddings would be those of other words; "
-                    "leave it out."
-                )
-        return tokenizer
-    if recipe.model_name_or_path:
-        return opened(AutoTokenizer, "model_name_or_path", recipe.model_name_or_path)
-    if recipe.config_name not in CONFIG_MAPPING:
-        return opened(AutoTokenizer, "config_name", recipe.config_name)
-    if resumed_from:
-        return opened(AutoTokenizer, "resume_from_checkpoint", resumed_from)
-    # One process learns the vocabulary, the others read it: all have the same numbers for sure.
-    if PartialState().is_main_process:
-        train = data.splits["train"]
-        texts = chain.from_iterable(train[column] for column in data.texts)
-        tokenizer = train_wordpiece(texts, recipe.vocab_size)
-        tokenizer.model_max_length = recipe.max_length
-        tokenizer.save_pretrained(out)
-        return tokenizer
-    return AutoTokenizer.from_pretrained(out)
-
-
-def _new_config(recipe: RecipeArguments, head: dict, tokens: int):
+def _new_config(
+    name: str, recipe: RecipeArguments, head: dict[str, Any], tokens: int
+) -> PreTrainedConfig:
     changes = _overrides(recipe.config_overrides)
     build: Callable = AutoConfig.for_model
-    if recipe.config_name not in CONFIG_MAPPING:
+    if name not in CONFIG_MAPPING:
         build = lambda name, **options: opened(AutoConfig, "config_name", name, **options)  # noqa: E731
-    plain = build(recipe.config_name)
-    for name in changes:
-        if not hasattr(plain, name):
-            near = difflib.get_close_matches(name, plain.to_dict(), n=1)
+    plain = build(name)
+    for key in changes:
+        if not hasattr(plain, key):
+            near = difflib.get_close_matches(key, plain.to_dict(), n=1)
             raise ValueError(
-                f"--config_overrides: {recipe.config_name} has no {name!r}"
+                f"--config_overrides: {name} has no {key!r}"
                 + (f"; did you mean {near[0]!r}?" if near else ".")
             )
-    if recipe.config_name in CONFIG_MAPPING:
+    if name in CONFIG_MAPPING:
         changes = {"vocab_size": tokens} | changes
     try:
-        return build(recipe.config_name, **head, **changes)
+        return build(name, **head, **changes)
     except StrictDataclassError as error:
         said = " ".join(str(error).split())
         raise ValueError(f"--config_overrides {recipe.config_overrides}: {said}") from error
@@ -145,9 +116,8 @@ def _overrides(text: str | None) -> dict:
     return found
 
 
-def _check_head(recipe: RecipeArguments, data: Labelled) -> None:
+def _check_head(source: str, recipe: RecipeArguments, data: Labelled) -> None:
     """Raise unless the checkpoint has no head yet, one for these classes, or is to get a new one."""
-    source = recipe.model_name_or_path
     config = opened(AutoConfig, "model_name_or_path", source)
     if not any("ForSequenceClassification" in name for name in config.architectures or []):
         return
@@ -163,10 +133,13 @@ def _check_head(recipe: RecipeArguments, data: Labelled) -> None:
         )
 
 
-def _check_sizes(recipe: RecipeArguments, model: nn.Module, tokenizer) -> None:
+def _check_sizes(
+    recipe: RecipeArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Raise if a text could have a token or a position that the model has no embedding for."""
     source = recipe.model_name_or_path or recipe.config_name
-    tokens = model.get_input_embeddings().num_embeddings
+    embeddings: Any = model.get_input_embeddings()
+    tokens = embeddings.num_embeddings
     if len(tokenizer) > tokens:
         raise ValueError(
             f"{source} has embeddings of {tokens} tokens, but its tokenizer {len(tokenizer)}; give "

@@ -1,0 +1,260 @@
+"""What a recipe's run does around its own data, model and score.
+
+A recipe's `main` reads, from top to bottom::
+
+    recipe, arguments, run = start("translation", parse)
+    ...                                   # its data, tokenizer, model and Trainer
+    run.train(trainer)
+    model = run.save(trainer)
+    ...                                   # its score, of the saved checkpoint opened plainly
+    run.write(run.results(trainer, ...), "Translation", trainer, "nats per token")
+    run.publish(trainer)
+    run.close()
+"""
+
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers.utils.logging import disable_progress_bar
+
+import hf_nm
+from hf_nm.environment import environment
+from hf_nm.experiments.clock import Clock
+from hf_nm.experiments.earlier_runs import last_checkpoint
+from hf_nm.experiments.options import SparseArguments, one_line_errors, opened
+from hf_nm.experiments.results import write_results
+from hf_nm.hub.figures import plot_sad
+from hf_nm.hub.scores import read_scores
+from hf_nm.optim.sad_log import sad_summary
+
+Options = TypeVar("Options", bound=SparseArguments)
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def start(
+    name: str, parse: Callable[[list[str]], tuple[Options, Arguments]]
+) -> tuple[Options, Arguments, "Run"]:
+    """Read the command line, start the processes, and set log, progress bars and seed.
+
+    A mistake in the options, or no checkpoint to resume from, ends the program with one line.
+
+    Args:
+        name: the recipe's, as in its results.
+        parse: gives the recipe's options and the training arguments of a command line.
+
+    Returns:
+        The two, and the run.
+    """
+    started = time.perf_counter()
+    # accelerate's launcher does not pass on its use_cpu to several processes.
+    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    with one_line_errors():
+        options, arguments = parse(sys.argv[1:])
+        resumed_from, resumed_step = last_checkpoint(arguments)
+    device = arguments.device  # this starts the process group, with the training arguments' options
+    state = PartialState()
+    log = logging.getLogger("recipe")
+    log.handlers = [logging.StreamHandler(sys.stdout)]
+    log.setLevel(logging.INFO if state.is_main_process else logging.ERROR)
+    if arguments.disable_tqdm:
+        datasets.disable_progress_bars()
+        disable_progress_bar()
+    set_seed(arguments.seed)
+    clock = Clock(resumed_from, resumed_step)
+    run = Run(name, options, arguments, device, state, log, resumed_from, clock, started)
+    return options, arguments, run
+
+
+@dataclass
+class Run:
+    """A run of a recipe in this process, among the others that take part.
+
+    Args:
+        name: the recipe's.
+        options: how its model becomes sparse.
+        arguments: how it is trained.
+        device: of this process.
+        state: which process this is; `main_process_first()` lets the others find a download finished.
+        log: prints in the main process.
+        resumed_from: the checkpoint that training goes on from; None for a new run.
+        clock: seconds in training.
+        started: when, in seconds of `time.perf_counter`.
+    """
+
+    name: str
+    options: SparseArguments
+    arguments: TrainingArguments
+    device: torch.device
+    state: PartialState
+    log: logging.Logger
+    resumed_from: str | None
+    clock: Clock
+    started: float
+
+    @cached_property
+    def out(self) -> Path:
+        """The output directory."""
+        return Path(str(self.arguments.output_dir))
+
+    def made_once(self, kind: Any, make: Callable[[], Any]) -> Any:
+        """What one process makes from the data and the others read, so that all have the same for sure:
+        a tokenizer. A resumed run reads its checkpoint's.
+
+        Call it inside `state.main_process_first()`.
+
+        Args:
+            kind: the Auto class that reads it.
+            make: makes it; it has `save_pretrained`.
+        """
+        if self.resumed_from:
+            return opened(kind, "resume_from_checkpoint", self.resumed_from)
+        if not self.state.is_main_process:
+            return kind.from_pretrained(self.out)
+        made = make()
+        made.save_pretrained(self.out)
+        return made
+
+    def train(self, trainer: Trainer) -> None:
+        """Train, from the checkpoint on if the run is resumed."""
+        trainer.add_callback(self.clock)
+        self.clock.start()
+        trainer.train(resume_from_checkpoint=self.resumed_from)
+        self.clock.stop(trainer.state.global_step)
+
+    def save(self, trainer: Trainer) -> nn.Module:
+        """Save the trained model and everything that was logged (`trainer_state.json`).
+
+        Returns:
+            The model as it was before training wrapped it.
+        """
+        # In mixed precision training has wrapped the forward.
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        trainer.save_model(str(self.out), _internal_call=True)  # published later, with its score
+        trainer.save_state()
+        self.state.wait_for_everyone()
+        return model
+
+    @cached_property
+    def layers(self) -> list[Any]:
+        """The N:M weights of the saved checkpoint, verified group by group; none of a dense run."""
+        return list(hf_nm.verify(self.out).layers) if self.options.sparse else []
+
+    def results(
+        self,
+        trainer: Trainer,
+        reloaded: PreTrainedModel,
+        *,
+        data: str,
+        score: dict[str, Any],
+        reloaded_equal: bool,
+        model: dict[str, Any] | None = None,
+        **own: Any,
+    ) -> dict[str, Any]:
+        """What the run achieved, for `results.json`.
+
+        Args:
+            trainer: after training.
+            reloaded: the saved checkpoint, as it was scored.
+            data: the name of the data set.
+            score: `metric`, `test` and `signature`, and more.
+            reloaded_equal: whether it computes what the trained model does, see :func:`same_outputs`.
+            model: what the recipe says of its model.
+            **own: what the recipe alone has.
+        """
+        options, layers = self.options, self.layers
+        return {
+            "recipe": self.name,
+            "data": data,
+            "method": options.method,
+            "pattern": options.pattern,
+            "decay": options.decay if options.method == "sr-ste" else None,
+            "score": score,
+            **own,
+            "model": {
+                **(model or {}),
+                "parameters": reloaded.num_parameters(),
+                "nm_weights": sum(prod(layer.shape) for layer in layers),
+                "nm_weights_kept": sum(layer.kept for layer in layers),
+            },
+            "sad": sad_summary(trainer.state.log_history) if options.sparse else None,
+            "steps": trainer.state.global_step,
+            "epochs": trainer.state.epoch,
+            "time": {
+                "train_s": self.clock.seconds,
+                "steps": self.clock.steps,
+                "total_s": time.perf_counter() - self.started,
+            },
+            "reloaded_logits_equal": reloaded_equal,
+            "seed": self.arguments.seed,
+            "command": command_line(),
+            **environment(self.state.num_processes),
+        }
+
+    def write(
+        self, results: dict[str, Any], heading: str, trainer: Trainer, loss_unit: str
+    ) -> None:
+        """Write `results.json`, `results.md` and `sad.png` in the main process, and print the second."""
+        print(write_results(results, self.out, heading))
+        plot_sad(trainer.state.log_history, self.out / "sad.png", heading, loss_unit=loss_unit)
+
+    def publish(self, trainer: Trainer, dense_run: str | None = None) -> None:
+        """Write the card of a sparse model with its score, and push it to the Hub if that was asked for.
+
+        Args:
+            trainer: after training.
+            dense_run: output directory of the dense run that the score is set beside.
+        """
+        self.state.wait_for_everyone()  # for the results
+        card: dict[str, Any] = {}
+        if self.options.sparse:
+            card["scores"] = read_scores(self.out, dense_run)
+        if self.arguments.push_to_hub:
+            trainer.push_to_hub(**card)
+        elif self.options.sparse:
+            trainer.create_model_card(**card)
+
+    def close(self) -> None:
+        """End the processes together: the launcher would stop the first when a second one is gone."""
+        self.state.wait_for_everyone()
+        self.state.destroy_process_group()
+
+
+@torch.inference_mode()
+def same_outputs(
+    trained: nn.Module,
+    reloaded: nn.Module,
+    inputs: dict[str, Any],
+    names: Iterable[str] = ("logits",),
+) -> bool:
+    """Whether a checkpoint, opened plainly, computes bit for bit what the trained model does.
+
+    Args:
+        trained: the model that was saved; put into evaluation mode here, as is the other.
+        reloaded: its checkpoint, on the same device.
+        inputs: a small batch, on that device too.
+        names: the outputs that are compared.
+    """
+    ours, theirs = (model.eval()(**inputs) for model in (trained, reloaded))
+    return all(torch.equal(ours[name], theirs[name]) for name in names)
+
+
+def command_line() -> str:
+    """The command that started this program, as somebody would type it."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    launcher = ["accelerate", "launch"] if launched else [Path(sys.executable).name]
+    return shlex.join([*launcher, *sys.argv])
