@@ -8,6 +8,11 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+# The stand-in for the Hub answers when the machine finds time for it; by default ten seconds are given.
+os.environ["HF_HUB_ETAG_TIMEOUT"] = os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] = "600"
+# Also for the processes that a test starts (launching.py): the tensors are tiny, others share the
+# machine, and a sum's last bit depends on the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +27,7 @@ from transformers.utils import logging
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()
-torch.set_num_threads(1)  # the tensors are tiny, and other processes share the machine
+torch.set_num_threads(1)  # whoever imported torch before this file
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "translation"

@@ -2,13 +2,12 @@
 
 import itertools
 import os
-import subprocess
-import sys
 
 import pytest
 import sacrebleu
 from conftest import RECIPE
 from corpus import embedded_corpus, forms, split_of
+from launching import run_python
 from lexicon import (
     ADJECTIVES,
     DATIVE,
@@ -32,13 +31,7 @@ def test_corpus_same_everywhere(corpus):
         "print(hashlib.sha256(repr(embedded_corpus()).encode()).hexdigest())"
     )
     sums = {
-        subprocess.run(
-            [sys.executable, "-I", "-c", code, str(RECIPE)],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        run_python("-c", code, RECIPE, env=os.environ | {"PYTHONHASHSEED": seed}).stdout
         for seed in ("1", "2")
     }
     assert len(sums) == 1

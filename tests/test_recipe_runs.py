@@ -3,15 +3,15 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import train
-from conftest import RECIPE, ROOT
+from conftest import RECIPE
 from corpus import embedded_corpus
+from launching import launch_two
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
@@ -56,15 +56,7 @@ def two_runs(toy_files, tmp_path_factory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     options = [EMBEDDED, *toy_files, *TINY.split()]
     run_here(*options, "--output_dir", one, "--gradient_accumulation_steps", "2")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", RECIPE / "configs" / "accelerate_cpu2.yaml", RECIPE / "train.py"]
-    found = subprocess.run(
-        [*map(str, command), *map(str, options), "--output_dir", str(two)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr[-4000:]
+    found = launch_two(RECIPE / "train.py", *options, "--output_dir", two)
     assert "Warning" not in found.stderr, found.stderr[-4000:]
     return one, two
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from launching import run_python
 from models import bert, vit
 from safetensors.torch import load_file, save_file
 
@@ -167,14 +166,7 @@ def test_only_pieces_are_in_memory(tmp_path: Path) -> None:
     model = vit(num_hidden_layers=1)
     model.config.intermediate_size = 1 << 21
     renamed = huge(tmp_path / "renamed", model, claims, tensors)
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, named, renamed],
-        cwd=Path(__file__).parents[1],
-        timeout=300,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python("-c", PEAK, named, renamed)
     first, second = (float(line) for line in done.stdout.split())
     assert first < 80  # of 256
     assert second < 160  # most of it is transformers
