@@ -23,7 +23,9 @@ pytestmark = pytest.mark.slow
 def run_processes(folder: Path, count: int, scenarios: ModuleType = processes) -> Path:
     """``count`` processes with gloo, which leave in ``folder`` what they saw."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    run_python(*launcher, scenarios.__file__, folder)
+    # By default a launcher that says nothing for 15 seconds, as on a busy machine, counts as dead.
+    options = ["--rdzv-conf=keep_alive_max_attempt=360", f"--log-dir={folder / 'logs'}"]
+    run_python(*launcher, *options, scenarios.__file__, folder)
     return folder
 
 
