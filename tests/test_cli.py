@@ -21,7 +21,11 @@ COMMANDS = ["inspect", "verify", "prune", "pack", "unpack", "push", "bench"]
 
 @pytest.fixture
 def hf(monkeypatch, capsys):
-    """Runs the command: its exit code, standard output and standard error."""
+    """Runs the command: its exit code, standard output and standard error.
+
+    Its signal handlers go with it: a worker that is told to end would fail a later test instead.
+    """
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hf-nm", *map(str, arguments)])
@@ -33,7 +37,9 @@ def hf(monkeypatch, capsys):
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
-    return run
+    yield run
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
 
 
 @pytest.fixture
