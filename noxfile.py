@@ -40,7 +40,9 @@ def run_tests(
     if extra:
         session.install(*extra)
     session.run("python", "-m", "pip", "list", silent=False)
-    session.run("python", "-m", "pytest", "-n", "auto", *pytest, *session.posargs)
+    session.run(
+        "python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *pytest, *session.posargs
+    )
 
 
 @nox.session

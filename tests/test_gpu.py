@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import accelerated
 import pytest
 import torch
+from launching import quiet_port, run_python
 from training import assert_sparse, example, sparse_mlp
 
 import hf_nm
@@ -24,26 +22,16 @@ pytestmark = [
 def test_fsdp2_by_accelerate(tmp_path: Path) -> None:
     """NMTrainer under ``fsdp_version: 2`` with values on rank 0 alone, sharded checkpoints, resume. Red
     if masks are lost on the meta device or in accelerate's checkpoints."""
-    tests = Path(accelerated.__file__).parent
-    package = Path(hf_nm.__file__).parents[1]
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"),
+    arguments = [
+        *("-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"),
+        *("--main_process_port", quiet_port()),
         *("--num_processes", str(torch.cuda.device_count()), "--mixed_precision", "no"),
         *("--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
         *("--fsdp_transformer_layer_cls_to_wrap", "BertLayer"),
         *("--fsdp_cpu_ram_efficient_loading", "true"),
         *("--fsdp_state_dict_type", "SHARDED_STATE_DICT"),
-        *(accelerated.__file__, str(tmp_path)),
     ]
-    paths = [str(package), str(tests), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        timeout=240,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    run_python(*arguments, accelerated.__file__, tmp_path)
     logs = json.loads((tmp_path / "logs.json").read_text())
     assert logs["whole"][0]["nm/sad"] > 0
     later = [line for line in logs["whole"] if line["step"] > 6]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launching import run_python
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_nm"
@@ -147,13 +147,10 @@ def test_names() -> None:
     assert not vague & {path.stem for path in paths}
 
 
-def run(code: str) -> None:
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
-
-
 def test_import_is_light() -> None:
     """Red if ``import hf_nm`` and a training step load transformers or a recipe's package."""
-    run(
+    run_python(
+        "-c",
         "import sys, torch, hf_nm\n"
         "model = torch.nn.Sequential(torch.nn.Linear(8, 8))\n"
         "hf_nm.sparsify(model, targets='*')\n"
@@ -165,18 +162,19 @@ def test_import_is_light() -> None:
         "heavy = 'transformers huggingface_hub accelerate datasets evaluate sacrebleu matplotlib'\n"
         "heavy += ' scipy sklearn pandas tabulate'\n"
         "loaded = set(heavy.split()) & set(sys.modules)\n"
-        "assert not loaded, loaded\n"
+        "assert not loaded, loaded\n",
     )
 
 
 def test_trainers_load_on_demand() -> None:
-    run(
+    run_python(
+        "-c",
         "import sys, hf_nm\n"
         "assert {'NMTrainer', 'NMSeq2SeqTrainer', 'NMCallback'} <= set(dir(hf_nm))\n"
         "assert 'transformers' not in sys.modules\n"
         "hf_nm.NMTrainer\n"
         "import transformers\n"
-        "assert issubclass(hf_nm.NMSeq2SeqTrainer, transformers.Seq2SeqTrainer)\n"
+        "assert issubclass(hf_nm.NMSeq2SeqTrainer, transformers.Seq2SeqTrainer)\n",
     )
 
 

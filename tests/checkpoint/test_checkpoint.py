@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import run_python
 from models import MODELS, VIT_IS_RENAMED, batch, bert, llama, mlp, vit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -75,11 +74,7 @@ def test_opens_in_plain_transformers(tmp_path: Path) -> None:
         with torch.no_grad():
             expected[str(saved)] = model(**inputs).logits
         arguments += [str(saved), AUTO[kind]]
-    subprocess.run(
-        [sys.executable, "-I", "-c", OPEN_PLAIN, str(tmp_path / "logits.pt"), *arguments],
-        check=True,
-        timeout=300,
-    )
+    run_python("-I", "-c", OPEN_PLAIN, tmp_path / "logits.pt", *arguments)
     logits = torch.load(tmp_path / "logits.pt")
     for name, values in expected.items():
         assert torch.equal(logits[name], values), name

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from launching import run_python
 from models import MODELS, batch, bert, llama, vit
 from report_rows import sparse_names
 from tolerances import assert_same_bits
@@ -58,9 +57,7 @@ assert not type(loader).__module__.startswith("hf_nm")
 
 
 def run(code: str, *folders: Path, isolated: bool = False) -> None:
-    command = [sys.executable, *(["-I"] if isolated else []), "-c", code, *map(str, folders)]
-    done = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python(*(["-I"] if isolated else []), "-c", code, *folders)
 
 
 @pytest.fixture

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from launching import running
 from models import bert, llama
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +21,11 @@ COMMANDS = ["inspect", "verify", "prune", "pack", "unpack", "push", "bench"]
 
 @pytest.fixture
 def hf(monkeypatch, capsys):
-    """Runs the command: its exit code, standard output and standard error."""
+    """Runs the command: its exit code, standard output and standard error.
+
+    Its signal handlers go with it: a worker that is told to end would fail a later test instead.
+    """
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hf-nm", *map(str, arguments)])
@@ -35,7 +37,9 @@ def hf(monkeypatch, capsys):
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
-    return run
+    yield run
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
 
 
 @pytest.fixture
@@ -194,26 +198,34 @@ def test_version_and_a_dense_push(hf, tmp_path):
     assert "hf-nm prune" in err
 
 
+# A command that says when it comes to the check of what it wrote, and checks until it is stopped. Many
+# short sleeps: a signal that comes just before a long one is seen after it. SIGINT's handler: what a
+# shell starts with `&` ignores SIGINT, and so do its children.
+STOPPED = """
+import signal, time
+import hf_nm.oneshot
+from hf_nm.cli import main
+
+def verify(folder):
+    print("now", flush=True)
+    while True:
+        time.sleep(0.01)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+hf_nm.oneshot.verify = verify
+main()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped(number, code, tmp_path):
     """Red if a stopped command leaves a folder, whole or half."""
     llama(num_hidden_layers=8).save_pretrained(tmp_path / "dense")
-    program = (
-        "import time, hf_nm.oneshot as o; o.verify = lambda folder: (print('now', flush=True), "
-        "time.sleep(60)); from hf_nm.cli import main; main()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "prune", tmp_path / "dense", tmp_path / "sparse"],
-        env=os.environ | {"PYTHONPATH": str(Path(hf_nm.__file__).parents[1])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().strip() == "now"
-    time.sleep(0.1)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    arguments = ["-c", STOPPED, "prune", tmp_path / "dense", tmp_path / "sparse"]
+    with running(*arguments, text=True) as process:
+        assert process.stdout.readline().strip() == "now"
+        process.send_signal(number)
+        _, err = process.communicate()
     assert process.returncode == code, err
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]

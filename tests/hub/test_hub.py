@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from launching import run_python
 from safetensors.torch import load_file, save_file
 from trainers import logits, one_layer_bert
 from transformers import AutoModelForSequenceClassification
@@ -291,13 +290,8 @@ def test_private_repository(
     assert hub.repos[REPO].private
     inputs = models.batch(model)
     torch.save(inputs, tmp_path / "inputs.pt")
-    arguments = [REPO, str(tmp_path / "inputs.pt"), str(tmp_path / "logits.pt")]
-    subprocess.run(
-        [sys.executable, "-P", "-c", OPEN_PLAIN, *arguments],
-        env=fresh_environment(hub, tmp_path / "new-home", READ),
-        check=True,
-        timeout=300,
-    )
+    arguments = ["-P", "-c", OPEN_PLAIN, REPO, tmp_path / "inputs.pt", tmp_path / "logits.pt"]
+    run_python(*arguments, env=fresh_environment(hub, tmp_path / "new-home", READ))
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "logits.pt"), model(**inputs).logits)
     monkeypatch.delenv("HF_TOKEN")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import processes
 import pytest
 import torch
+from launching import run_python
 from tolerances import assert_close
 from trainers import sad_file
 from training import assert_same_state
@@ -20,25 +18,14 @@ from transformers import AutoModelForSequenceClassification
 import hf_nm
 
 pytestmark = pytest.mark.slow
-TIMEOUT = 240
 
 
 def run_processes(folder: Path, count: int, scenarios: ModuleType = processes) -> Path:
     """``count`` processes with gloo, which leave in ``folder`` what they saw."""
-    script = Path(scenarios.__file__)
-    package = Path(hf_nm.__file__).parents[1]
-    paths = [str(package), str(script.parent), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *(f"--nproc-per-node={count}", str(script), str(folder)),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        timeout=TIMEOUT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    # By default a launcher that says nothing for 15 seconds, as on a busy machine, counts as dead.
+    options = ["--rdzv-conf=keep_alive_max_attempt=360", f"--log-dir={folder / 'logs'}"]
+    run_python(*launcher, *options, scenarios.__file__, folder)
     return folder
 
 

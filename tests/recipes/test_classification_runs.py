@@ -1,9 +1,7 @@
 """The classification recipe run whole: arms one after another, two processes, other heads."""
 
 import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,9 +9,9 @@ import pytest
 import torch
 import transformers
 from classification import TINY, run, toy_files
-from conftest import ROOT
+from launching import launch_two
 from packaging.version import Version
-from recipe_loading import CLASSIFICATION, CPU2, checkpoint_after, importing
+from recipe_loading import CLASSIFICATION, checkpoint_after, importing
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from transformers import AutoModelForSequenceClassification, pipeline
@@ -107,15 +105,7 @@ def test_the_pipeline_gives_the_scored_labels(distilled, data):
 def test_two_processes_equal_one(distilled, tmp_path):
     """Red if a loss or gradient, the teacher's too, is scaled by the processes or the accumulation."""
     one, options = distilled
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", CPU2, CLASSIFICATION / "train.py", *options]
-    found = subprocess.run(
-        [*map(str, command), "--output_dir", str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr[-4000:]
+    launch_two(CLASSIFICATION / "train.py", *options, "--output_dir", tmp_path)
     results = results_of(tmp_path)
     assert results["hardware"]["processes"] == 2
     for ours, theirs in zip(history(tmp_path), history(one), strict=True):

@@ -2,11 +2,10 @@
 
 import itertools
 import os
-import subprocess
-import sys
 
 import pytest
 import sacrebleu
+from launching import run_python
 from recipe_loading import TRANSLATION, importing
 
 with importing("translation"):
@@ -34,13 +33,7 @@ def test_corpus_same_everywhere(corpus):
         "print(hashlib.sha256(repr(embedded_corpus()).encode()).hexdigest())"
     )
     sums = {
-        subprocess.run(
-            [sys.executable, "-I", "-c", code, str(TRANSLATION)],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        run_python("-c", code, TRANSLATION, env=os.environ | {"PYTHONHASHSEED": seed}).stdout
         for seed in ("1", "2")
     }
     assert len(sums) == 1

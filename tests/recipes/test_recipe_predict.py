@@ -2,14 +2,11 @@
 
 import io
 import os
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from launching import running
 from models import bert
 from recipe_loading import CLASSIFICATION, importing
 from tokenizers import Tokenizer
@@ -219,25 +216,14 @@ def test_wrong_options(folder, ask, capsys, option):
 
 def test_answers_at_once(folder):
     """Red if an answer waits for the end of the input, or a closed output ends in a traceback."""
-    command = [sys.executable, str(CLASSIFICATION / "predict.py"), str(folder), "--batch_size", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONUNBUFFERED"] = ""  # which would flush by itself
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as running:
-        patience = threading.Timer(120, running.kill)
-        patience.daemon = True
-        patience.start()
+    command = [CLASSIFICATION / "predict.py", folder, "--batch_size", "1"]
+    # PYTHONUNBUFFERED would flush by itself
+    with running(*command, env=os.environ | {"PYTHONUNBUFFERED": ""}) as process:
         for text in (b"good\n", b"the plot was bad\n"):
-            running.stdin.write(text)
-            running.stdin.flush()
-            assert running.stdout.readline().endswith(b"\t" + text)
-        running.stdout.close()
-        running.stdin.write(b"good\n")
-        running.stdin.close()
-        assert b"Traceback" not in running.stderr.read()
-        patience.cancel()
+            process.stdin.write(text)
+            process.stdin.flush()
+            assert process.stdout.readline().endswith(b"\t" + text)
+        process.stdout.close()
+        process.stdin.write(b"good\n")
+        process.stdin.close()
+        assert b"Traceback" not in process.stderr.read()

@@ -3,11 +3,10 @@
 import hashlib
 import os
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
+from launching import run_python
 from recipe_loading import CLASSIFICATION, importing
 
 with importing("classification"):
@@ -32,13 +31,7 @@ def test_reviews_same_everywhere(reviews):
         "import sys, hashlib; sys.path.insert(0, sys.argv[1]); import reviews;"
         "print(hashlib.sha256(repr(reviews.embedded_reviews()).encode()).hexdigest())"
     )
-    found = subprocess.run(
-        [sys.executable, "-I", "-c", code, str(CLASSIFICATION)],
-        env={**os.environ, "PYTHONHASHSEED": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    found = run_python("-c", code, CLASSIFICATION, env=os.environ | {"PYTHONHASHSEED": "1"})
     assert found.stdout.strip() == SHA256
 
 

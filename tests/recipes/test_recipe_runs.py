@@ -3,15 +3,13 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from recipe_loading import CPU2, TRANSLATION, checkpoint_after, importing, run
+from launching import launch_two
+from recipe_loading import TRANSLATION, checkpoint_after, importing, run
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
@@ -50,15 +48,7 @@ def two_runs(toy_files, tmp_path_factory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     options = [EMBEDDED, *toy_files, *TINY.split()]
     run_here(*options, "--output_dir", one, "--gradient_accumulation_steps", "2")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", CPU2, TRANSLATION / "train.py"]
-    found = subprocess.run(
-        [*map(str, command), *map(str, options), "--output_dir", str(two)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr[-4000:]
+    found = launch_two(TRANSLATION / "train.py", *options, "--output_dir", two)
     assert "Warning" not in found.stderr, found.stderr[-4000:]
     return one, two
 

@@ -47,6 +47,8 @@ def environment(server: HubServer, home: Path, token: str | None = WRITE) -> dic
         "HF_ENDPOINT": server.endpoint,
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "0",
+        "HF_HUB_ETAG_TIMEOUT": "600",  # the machine may be busy
+        "HF_HUB_DOWNLOAD_TIMEOUT": "600",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1,localhost",

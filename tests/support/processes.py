@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from launching import PATIENCE
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training import SIZES, example, state_of
@@ -251,7 +252,7 @@ def forgotten(rank: int) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE / 2))
     rank = dist.get_rank()
 
     def keep(name: str, result: dict[str, Any]) -> None:

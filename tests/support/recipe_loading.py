@@ -23,7 +23,6 @@ from hf_nm.experiments.clock import CLOCK_FILE
 RECIPES = Path(__file__).parents[2] / "recipes"
 TRANSLATION = RECIPES / "translation"
 CLASSIFICATION = RECIPES / "classification"
-CPU2 = TRANSLATION / "configs" / "accelerate_cpu2.yaml"
 
 _loaded: dict[str, dict[str, ModuleType]] = {}
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from launching import PATIENCE
 from sharded_models import cut_plan, partial_gradients, tensor_parallel, trainer
 from sharded_net import (
     DECAY,
@@ -295,7 +296,7 @@ def outside(rank: int) -> dict[str, Any]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"  # as accelerate's launcher sets it
-    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE / 2))
     rank = dist.get_rank()
 
     def keep(name: str, result: dict[str, Any]) -> None:
