@@ -203,7 +203,7 @@ def test_version_and_a_dense_push(hf, tmp_path):
 # shell starts with `&` ignores SIGINT, and so do its children.
 STOPPED = """
 import signal, time
-import hf_nm.oneshot
+from hf_nm.checkpoint import prune
 from hf_nm.cli import main
 
 def verify(folder):
@@ -212,7 +212,7 @@ def verify(folder):
         time.sleep(0.01)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-hf_nm.oneshot.verify = verify
+prune.verify = verify
 main()
 """
 
