@@ -64,13 +64,15 @@ def train_a_step() -> None:
     import hf_nm
 
     torch.manual_seed(0)
-    model = hf_nm.sparsify(torch.nn.Sequential(torch.nn.Linear(16, 8)), n=2, m=4, targets="*")
-    before = model[0].weight.detach().clone()
+    layer = torch.nn.Linear(16, 8)
+    model = torch.nn.Sequential(layer)
+    hf_nm.sparsify(model, n=2, m=4, targets="*")
+    before = layer.weight.detach().clone()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     hf_nm.attach(optimizer, model)
     model(torch.randn(4, 16)).square().sum().backward()
     optimizer.step()
-    assert not torch.equal(model[0].weight, before)
+    assert not torch.equal(layer.weight, before)
     hf_nm.verify(model)
 
 

@@ -16,8 +16,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_nm"
-# In the venv's own folder, so that no name says where dependencies were found.
-DEPENDENCIES = "dependencies.pth"
 
 
 class Built(NamedTuple):
@@ -95,7 +93,7 @@ def install(wheel: Path, environment: Path) -> Path:
     # an editable hf_nm would be found, are not read.
     (site_packages,) = environment.glob("lib/python*/site-packages")
     found = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    (site_packages / DEPENDENCIES).write_text("\n".join(found), encoding="utf-8")
+    (site_packages / "dependencies.pth").write_text("\n".join(found), encoding="utf-8")
     return python
 
 
