@@ -95,6 +95,7 @@ def test_every_public_name_is_in_the_readme() -> None:
 PAGES = [
     "README.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     *(f"recipes/{page}/README.md" for page in ("translation", "classification", "benchmark")),
     "recipes/classification/results/README.md",
 ]
