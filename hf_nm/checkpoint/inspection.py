@@ -14,7 +14,7 @@ from hf_nm.formats.manifest import KEY
 from hf_nm.model.report import Report, report
 from hf_nm.model.surgery import restore, sparsify
 from hf_nm.sparsity.pattern import NMPattern
-from hf_nm.targets.rule import Selection
+from hf_nm.targets.selection import Selection
 
 
 @dataclass(frozen=True)

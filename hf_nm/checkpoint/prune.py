@@ -13,7 +13,7 @@ from hf_nm.formats.folder import copy_rest, new_folder
 from hf_nm.model.report import Report
 from hf_nm.model.surgery import finalize, sparsify
 from hf_nm.sparsity.pattern import NMPattern
-from hf_nm.targets.rule import Selection
+from hf_nm.targets.selection import Selection
 
 
 def prune(
