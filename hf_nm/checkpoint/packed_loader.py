@@ -11,7 +11,7 @@ import torch
 
 from hf_nm import compat
 from hf_nm.checkpoint.model_class import named_class
-from hf_nm.checkpoint.source import DOWNLOAD, fetch
+from hf_nm.checkpoint.source import DOWNLOAD, weights_folder
 from hf_nm.formats.folder import Count, read_config
 from hf_nm.formats.manifest import KEY, Manifest
 from hf_nm.formats.packed_config import EXPLICIT, METHOD, QUANTIZATION, is_packed_config
@@ -91,8 +91,7 @@ def load_as(kind: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
             **download,
             **kwargs,
         )
-    subfolder = download.get("subfolder") or ""
-    path = Path(folder) / subfolder if Path(folder).is_dir() else fetch(str(folder), **download)
+    path = weights_folder(str(folder), **download)
     written = read_config(path, "load")
     for key in (QUANTIZATION, EXPLICIT):
         if hasattr(config, key):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_nm.checkpoint.model_class import model_class
-from hf_nm.checkpoint.source import local_folder
+from hf_nm.checkpoint.source import whole_folder
 from hf_nm.checkpoint.verify import verify
 from hf_nm.formats.folder import copy_rest, new_folder
 from hf_nm.model.report import Report
@@ -55,7 +55,7 @@ def prune(
     """
     from transformers import AutoConfig
 
-    folder = local_folder(source, **download)
+    folder = whole_folder(source, **download)
     with new_folder(Path(destination), folder, overwrite=overwrite) as beside:
         kind = model_class(AutoConfig.from_pretrained(folder))
         model, read = kind.from_pretrained(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_nm.checkpoint.conversion import Conversion, conversions, shapes
 from hf_nm.checkpoint.model_class import named_class
-from hf_nm.checkpoint.source import fetch, is_hub_id
+from hf_nm.checkpoint.source import weights_folder
 from hf_nm.formats.folder import CONFIG, Count, Progress, read_config, read_json
 from hf_nm.formats.manifest import KEY, Claims, Manifest
 from hf_nm.formats.packed_weight import PackedError
@@ -61,9 +61,7 @@ def verify(
     """
     if isinstance(model_or_path, nn.Module):
         return _of_model(model_or_path, manifest)
-    path = Path(model_or_path)
-    if isinstance(model_or_path, str) and not path.exists() and is_hub_id(model_or_path):
-        path = fetch(model_or_path, revision=revision, token=token)
+    path = weights_folder(model_or_path, revision=revision, token=token)
     if path.is_file() and path.suffix == ".safetensors":
         return _of_file(path, manifest, progress)
     config = read_config(path, "verify")
