@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_nm.checkpoint.model_class import build_on_meta
+import torch
+from torch import nn
+
+from hf_nm.checkpoint.model_class import model_class
+from hf_nm.checkpoint.source import asking_the_hub, existing
 from hf_nm.formats.manifest import KEY
+from hf_nm.formats.packed_config import QUANTIZATION, is_packed_config
 from hf_nm.model.report import Report, report
 from hf_nm.model.surgery import restore, sparsify
 from hf_nm.sparsity.pattern import NMPattern
-from hf_nm.targets.rule import Selection
+from hf_nm.targets.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def inspect(
             not valid.
         OSError: there is no such config.
     """
-    model = build_on_meta(source, dtype=dtype, **download)
+    model = _on_meta(source, dtype, download)
     claimed = getattr(model.config, KEY, None) is not None
     if claimed and (targets is not None or exclude is not None or patterns is not None):
         raise ValueError(
@@ -130,6 +136,28 @@ def inspect(
         dense_bytes=dense_bytes,
         packed_bytes=packed_bytes,
     )
+
+
+def _on_meta(source: str | Path, dtype: str | None, download: dict[str, Any]) -> Any:
+    """A model of the right class without memory, from its config alone."""
+    from transformers import AutoConfig
+
+    with nullcontext() if Path(existing(source)).exists() else asking_the_hub(source):
+        config = AutoConfig.from_pretrained(source, **download)
+    if is_packed_config(vars(config)):  # its layers are plain ones
+        delattr(config, QUANTIZATION)
+    chosen = dtype or getattr(config, "dtype", None) or "float32"
+    if isinstance(chosen, str):
+        name = chosen
+        chosen = getattr(torch, name, None)
+        if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+            raise ValueError(
+                f"dtype must name a floating-point dtype of torch, but got {name!r}; write bfloat16, "
+                "float16 or float32"
+            )
+    with torch.device("meta"):
+        model: nn.Module = model_class(config)(config)
+    return model.to(chosen)
 
 
 def _numberless(name: str) -> str:

@@ -33,7 +33,7 @@ from hf_nm.formats.folder import (
     weight_files,
     write_json,
 )
-from hf_nm.formats.manifest import KEY, Claims, read_claims
+from hf_nm.formats.manifest import KEY, Claims, Manifest
 from hf_nm.formats.packed_config import (
     EXPLICIT,
     METHOD,
@@ -84,7 +84,8 @@ def pack(
     files = weight_files(source)
     with new_folder(destination, source, overwrite=overwrite) as written:
         with open_folder(source, config) as stored:
-            claims = read_claims(config.get(KEY), stored.tensors, str(source / CONFIG))
+            manifest = Manifest.required(config.get(KEY), source / CONFIG)
+            claims = manifest.claims(stored.tensors)
             count = Count(progress, 2 * stored.size)
             elsewhere = {
                 name: claim for name, claim in claims.items() if name not in stored.tensors
@@ -153,7 +154,8 @@ def unpack(
         new_folder(destination, source, overwrite=overwrite) as written,
         open_folder(source, config) as stored,
     ):
-        check_claims(stored, read_claims(config.get(KEY), stored.tensors, str(source / CONFIG)))
+        manifest = Manifest.required(config.get(KEY), source / CONFIG)
+        check_claims(stored, manifest.claims(stored.tensors))
         count = Count(progress, 2 * stored.size)
         stored.check(count)
         for file in stored.packed_files:

@@ -11,9 +11,9 @@ import torch
 
 from hf_nm import compat
 from hf_nm.checkpoint.model_class import named_class
-from hf_nm.checkpoint.source import DOWNLOAD, fetch
+from hf_nm.checkpoint.source import DOWNLOAD, weights_folder
 from hf_nm.formats.folder import Count, read_config
-from hf_nm.formats.manifest import KEY, read_claims
+from hf_nm.formats.manifest import KEY, Manifest
 from hf_nm.formats.packed_config import EXPLICIT, METHOD, QUANTIZATION, is_packed_config
 from hf_nm.formats.stored import check_claims, open_folder
 
@@ -91,8 +91,7 @@ def load_as(kind: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
             **download,
             **kwargs,
         )
-    subfolder = download.get("subfolder") or ""
-    path = Path(folder) / subfolder if Path(folder).is_dir() else fetch(str(folder), **download)
+    path = weights_folder(str(folder), **download)
     written = read_config(path, "load")
     for key in (QUANTIZATION, EXPLICIT):
         if hasattr(config, key):
@@ -103,7 +102,7 @@ def load_as(kind: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
     with open_folder(path, written) as stored:
         data = getattr(config, KEY, None)
         if data is not None:  # a part of a model may be loaded with a config of its own
-            check_claims(stored, read_claims(data, stored.tensors, "the config"))
+            check_claims(stored, Manifest.from_dict(data).claims(stored.tensors))
         stored.check(Count(None, 0))  # every byte, before any of it is used
         state = {name: tensor.read() for name, tensor in stored.tensors.items()}
     loaded = kind.from_pretrained(None, *args, config=config, state_dict=state, **cast, **kwargs)

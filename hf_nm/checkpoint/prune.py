@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hf_nm.checkpoint.model_class import model_class
-from hf_nm.checkpoint.source import local_folder
+from hf_nm.checkpoint.source import whole_folder
 from hf_nm.checkpoint.verify import verify
 from hf_nm.formats.folder import copy_rest, new_folder
 from hf_nm.model.report import Report
 from hf_nm.model.surgery import finalize, sparsify
 from hf_nm.sparsity.pattern import NMPattern
-from hf_nm.targets.rule import Selection
+from hf_nm.targets.selection import Selection
 
 
 def prune(
@@ -55,7 +55,7 @@ def prune(
     """
     from transformers import AutoConfig
 
-    folder = local_folder(source, **download)
+    folder = whole_folder(source, **download)
     with new_folder(Path(destination), folder, overwrite=overwrite) as beside:
         kind = model_class(AutoConfig.from_pretrained(folder))
         model, read = kind.from_pretrained(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hf_nm.checkpoint.conversion import Conversion, conversions, shapes
 from hf_nm.checkpoint.model_class import named_class
-from hf_nm.checkpoint.source import fetch, is_hub_id
+from hf_nm.checkpoint.source import weights_folder
 from hf_nm.formats.folder import CONFIG, Count, Progress, read_config, read_json
-from hf_nm.formats.manifest import KEY, Claims, read_claims
+from hf_nm.formats.manifest import KEY, Claims, Manifest
 from hf_nm.formats.packed_weight import PackedError
 from hf_nm.formats.stored import Stored, StoredTensor, check_claims, open_file, open_folder
 from hf_nm.model.report import LayerRow, Report, SkippedRow
@@ -61,17 +61,16 @@ def verify(
     """
     if isinstance(model_or_path, nn.Module):
         return _of_model(model_or_path, manifest)
-    path = Path(model_or_path)
-    if isinstance(model_or_path, str) and not path.exists() and is_hub_id(model_or_path):
-        path = fetch(model_or_path, revision=revision, token=token)
+    path = weights_folder(model_or_path, revision=revision, token=token)
     if path.is_file() and path.suffix == ".safetensors":
         return _of_file(path, manifest, progress)
     config = read_config(path, "verify")
     data = config.get(KEY) if manifest is None else manifest
     with open_folder(path, config) as stored:
-        claims = read_claims(data, stored.tensors, str(path / CONFIG))
+        claimed = Manifest.required(data, path / CONFIG)
+        claims = claimed.claims(stored.tensors)
         if not claims.keys() <= stored.tensors.keys() and (kind := named_class(config)) is not None:
-            return _of_parameters(path, kind, data, stored, progress)
+            return _of_parameters(path, kind, claimed, stored, progress)
         return _of_stored(stored, claims, progress)
 
 
@@ -83,7 +82,8 @@ def _of_model(model: nn.Module, manifest: Any) -> Report:
         claims = {w.name: (w.pattern, w.state.dim) for w in sparse}
     else:
         data = getattr(getattr(model, "config", None), KEY, None) if manifest is None else manifest
-        claims = read_claims(data, parameters, "the model has no N:M layer and its config")
+        claimed = Manifest.required(data, "the model has no N:M layer and its config")
+        claims = claimed.claims(parameters)
     return _of_tensors(claims, ((name, gathered(weight)) for name, weight in parameters.items()))
 
 
@@ -113,9 +113,8 @@ def _of_file(path: Path, manifest: Any, progress: Progress | None) -> Report:
                 if tensor.layout is not None
             }
             return _of_stored(stored, claims, progress)
-        claims = read_claims(
-            data, stored.tensors, f"{config} {'is not there or ' if not beside else ''}"
-        )
+        claimed = Manifest.required(data, f"{config} {'is not there or ' if not beside else ''}")
+        claims = claimed.claims(stored.tensors)
         # The other shards hold the rest.
         here = {name: claim for name, claim in claims.items() if name in stored.tensors}
         if not here:
@@ -157,16 +156,16 @@ def _check(name: str, tensor: StoredTensor, pattern: NMPattern, dim: int) -> Lay
 
 
 def _of_parameters(
-    folder: Path, kind: Any, data: Any, stored: Stored, progress: Progress | None
+    folder: Path, kind: Any, claimed: Manifest, stored: Stored, progress: Progress | None
 ) -> Report:
     """The report where files and parameters differ in their names."""
     try:
         model, parameters = shapes(kind, folder)
         found = list(conversions(model, stored.tensors))
     except Exception:  # a model that does not like the meta device, a mapping that has moved
-        return _of_loaded(folder, kind, data)
-    claims = read_claims(data, parameters, str(folder / CONFIG))
-    count = _start(stored, read_claims(data, stored.tensors, str(folder / CONFIG)), progress)
+        return _of_loaded(folder, kind, claimed)
+    claims = claimed.claims(parameters)
+    count = _start(stored, claimed.claims(stored.tensors), progress)
     layers: dict[str, LayerRow] = {}
     for conversion in found:
         for name, row in _check_conversion(conversion, claims).items():
@@ -204,7 +203,7 @@ def _check_conversion(conversion: Conversion, claims: Claims) -> dict[str, Layer
     return rows
 
 
-def _of_loaded(folder: Path, kind: Any, data: Any) -> Report:
+def _of_loaded(folder: Path, kind: Any, claimed: Manifest) -> Report:
     """The report of all parameters at once, as transformers loads them: the last resort."""
     try:
         loaded: Any = kind.from_pretrained(
@@ -221,8 +220,7 @@ def _of_loaded(folder: Path, kind: Any, data: Any) -> Report:
         for name, parameter in model.named_parameters()
         if name not in missing
     }
-    claims = read_claims(data, parameters, str(folder / CONFIG))
-    return _of_tensors(claims, iter(parameters.items()))
+    return _of_tensors(claimed.claims(parameters), iter(parameters.items()))
 
 
 def _skipped(name: str, shape: tuple[int, ...]) -> SkippedRow:

@@ -221,9 +221,9 @@ def _rewrite(
     download: dict[str, Any],
 ) -> None:
     """Pack or unpack with a progress bar, and say what it came to."""
-    from hf_nm.checkpoint.source import local_folder
+    from hf_nm.checkpoint.source import whole_folder
 
-    folder = local_folder(source, **download)
+    folder = whole_folder(source, **download)
     with progress(how.__name__) as told:
         how(folder, destination, overwrite=overwrite, progress=told)
     print_sizes(folder, destination)

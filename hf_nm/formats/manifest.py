@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hf_nm.methods.method import METHOD_NAME, check_decay
@@ -28,6 +29,8 @@ _OPTIONAL = {"dims"}
 _LOWEST_DIM = -5  # a 3-D convolution's weight has five dimensions
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,512}")  # torch allows anything in a module's name
 _MOST_MODULES = 1_000_000
+
+Claims = dict[str, tuple[NMPattern, int]]  # weight to pattern and input dimension, negative
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,39 @@ class Manifest:
                 )
         return cls(pattern, data["method"], decay, parsed, data["hf_nm"], dict(dims))
 
+    @classmethod
+    def required(cls, data: Any, source: str | Path) -> Manifest:
+        """:meth:`from_dict` where there has to be one.
+
+        Args:
+            data: the JSON form, or None where there is none.
+            source: what has none, for the message.
+
+        Raises:
+            ValueError: there is no manifest, or it is not valid.
+        """
+        if data is None:
+            raise ValueError(
+                f"{source} has no {KEY!r}, so nothing claims to be N:M; save a model made by "
+                "hf_nm.sparsify"
+            )
+        return cls.from_dict(data)
+
+    def claims(self, names: Iterable[str]) -> Claims:
+        """What it claims of the weights of a model or a file, by the names that they have there.
+
+        Args:
+            names: in the model or file.
+
+        Returns:
+            Name to pattern and input dimension. A claimed name that is not there stays.
+        """
+        found = match_names(self.modules, names)
+        return {
+            found.get(name, name): (pattern, self.dims.get(name, -1))
+            for name, pattern in self.modules.items()
+        }
+
 
 def match_names(claimed: Iterable[str], available: Iterable[str]) -> dict[str, str]:
     """Find the manifest's names among a model's or a file's.
@@ -140,36 +176,6 @@ def match_names(claimed: Iterable[str], available: Iterable[str]) -> dict[str, s
             found[name] = stripped
     claims = Counter(found.values())
     return {name: there for name, there in found.items() if claims[there] == 1}
-
-
-Claims = dict[str, tuple[NMPattern, int]]
-
-
-def read_claims(data: Any, names: Iterable[str], source: str) -> Claims:
-    """What a manifest claims of the weights of a model or a file.
-
-    Args:
-        data: the manifest's JSON form, or None where there is none.
-        names: in the model or file.
-        source: what has no manifest, for the message.
-
-    Returns:
-        Name to pattern and input dimension (negative). A claimed name that is not there stays.
-
-    Raises:
-        ValueError: there is no manifest, or it is not valid.
-    """
-    if data is None:
-        raise ValueError(
-            f"{source} has no {KEY!r}, so nothing claims to be N:M; save a model made by "
-            "hf_nm.sparsify"
-        )
-    claimed = Manifest.from_dict(data)
-    found = match_names(claimed.modules, names)
-    return {
-        found.get(name, name): (pattern, claimed.dims.get(name, -1))
-        for name, pattern in claimed.modules.items()
-    }
 
 
 def _show(value: Any) -> str:

@@ -16,7 +16,7 @@ from hf_nm.hub.card import CardFacts, patterns_of
 from hf_nm.hub.figures import plot_sad
 from hf_nm.hub.scores import read_scores
 from hf_nm.model.report import Report
-from hf_nm.optim.sad_log import read_history, sad_summary
+from hf_nm.optim.sad_log import read_history, sad_curve, sad_summary
 
 PLOT = "sad.png"
 
@@ -60,7 +60,7 @@ def base_of(model: Any, repo_id: str) -> str | None:
 
 def draw_sad(history: Sequence[dict], path: Path, report: Report | None) -> bool:
     """Draw SAD beside the loss, if it was logged and matplotlib is there; whether it was drawn."""
-    if not any("nm/sad" in row for row in history):
+    if not sad_curve(history):
         return False
     try:
         plot_sad(history, path, " ".join(patterns_of(report)))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_nm.optim.sad_log import sad_curve
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -41,7 +43,7 @@ def plot_sad(
     figure = blank_figure(path)
     axis = figure.subplots()
     losses = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
-    flips = [(row["step"], row["nm/sad"]) for row in log_history if "nm/sad" in row]
+    flips = sad_curve(log_history)
     axis.set_xlabel("step")
     axis.set_ylabel(f"training loss ({loss_unit})")
     if losses:

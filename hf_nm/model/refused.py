@@ -1,4 +1,5 @@
-"""What wraps a model or an optimizer: looked through where the weights stay whole, else refused."""
+"""What wraps a model or an optimizer: looked through where the weights stay whole, else refused. Nothing
+else in the package refuses by a class's name."""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ from torch import nn
 from hf_nm import compat
 from hf_nm.model.weights import sparse_weights, unwrap
 
+_FSDP1 = "FullyShardedDataParallel"
+_WRAPPERS = ("DistributedDataParallel", "DataParallel", _FSDP1)
+
 
 def checked_model(model: nn.Module) -> nn.Module:
     """The model inside its wrappers."""
@@ -18,12 +22,11 @@ def checked_model(model: nn.Module) -> nn.Module:
             f"attach needs a torch.nn.Module, but got {type(model).__name__}; write "
             "hf_nm.attach(optimizer, model)"
         )
-    for module in model.modules():
-        bases = type(module).__mro__
-        refuse_sharded_copies(
-            deepspeed=any(base.__module__.startswith("deepspeed") for base in bases),
-            fsdp1=any(base.__name__ == "FullyShardedDataParallel" for base in bases),
-        )
+    kinds = _kinds(model)
+    _refuse_flat_copies(
+        deepspeed=any(_is_deepspeed(kind) for kind in kinds),
+        fsdp1=any(kind.__name__ == _FSDP1 for kind in kinds),
+    )
     return unwrap(model)
 
 
@@ -41,9 +44,19 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
+def check_trainer(trainer: Any) -> None:
+    """Refuse a transformers Trainer that will wrap its model or optimizer in what is refused here."""
+    _refuse_flat_copies(
+        deepspeed=trainer.is_deepspeed_enabled,
+        fsdp1=trainer.is_fsdp_enabled
+        and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1) == 1,
+    )
+
+
 def _refuse_by_name(optimizer: Any) -> None:
     for base in type(optimizer).__mro__:
-        refuse_sharded_copies(
+        # accelerate's wrapper of ZeRO's optimizer is a class of accelerate's.
+        _refuse_flat_copies(
             deepspeed="deepspeed" in base.__module__ + base.__name__.lower(), fsdp1=False
         )
         if base.__name__ in ("Lomo", "AdaLomo"):
@@ -59,7 +72,17 @@ def _refuse_by_name(optimizer: Any) -> None:
             )
 
 
-def refuse_sharded_copies(*, deepspeed: bool, fsdp1: bool) -> None:
+def _kinds(model: nn.Module) -> list[type]:
+    """The classes of a model's modules and those that they are made from, each once."""
+    own = dict.fromkeys(type(module) for module in model.modules())
+    return list(dict.fromkeys(base for kind in own for base in kind.__mro__))
+
+
+def _is_deepspeed(kind: type) -> bool:
+    return kind.__module__.startswith("deepspeed")
+
+
+def _refuse_flat_copies(*, deepspeed: bool, fsdp1: bool) -> None:
     """Raise for ways of training that keep their own flat copies of the weights."""
     if deepspeed:
         raise TypeError(
@@ -87,11 +110,9 @@ def check_plain(model: nn.Module) -> None:
             f"{sparse[0].pattern}); use patterns= to mix patterns in one call, or "
             "hf_nm.finalize(model) first"
         )
-    classes = {type(module) for module in model.modules()}
-    kinds = {base.__name__: base.__module__ for kind in classes for base in kind.__mro__}
-    wrapped = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
-    wrapper = next((kind for kind in kinds if kind in wrapped), None)
-    if wrapper is None and any(where.startswith("deepspeed") for where in kinds.values()):
+    kinds = _kinds(model)
+    wrapper = next((kind.__name__ for kind in kinds if kind.__name__ in _WRAPPERS), None)
+    if wrapper is None and any(_is_deepspeed(kind) for kind in kinds):
         wrapper = "DeepSpeed"
     if wrapper is not None:
         raise ValueError(

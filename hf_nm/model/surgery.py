@@ -19,7 +19,8 @@ from hf_nm.model.weights import sparse_weights, unwrap
 from hf_nm.sparsity.check import BrokenPatternError, check_pattern
 from hf_nm.sparsity.pattern import NMPattern
 from hf_nm.targets.kinds import input_dims
-from hf_nm.targets.rule import Selection, Target, find_targets
+from hf_nm.targets.rule import Target, find_targets
+from hf_nm.targets.selection import Selection
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -4,11 +4,66 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-SAD_FILE = "nm_sad.jsonl"  # what the Trainers write, one line for each log
+from hf_nm.optim.meter import MaskMeter
+
+_FILE = "nm_sad.jsonl"  # what the Trainers write, one line for each log
+
+# What a Trainer's log says of an interval, in its own lines and in the file's.
+SAD, FLIP_RATE, SAD_INIT = "nm/sad", "nm/flip_rate", "nm/sad_init"
+
+
+def measure(meter: MaskMeter) -> dict[str, Any]:
+    """How far the masks moved since the last mark. Where weights are sharded every rank must ask.
+
+    Returns:
+        optimizer_step, since_optimizer_step: effective steps at the interval's two ends.
+        nm/sad: ``sum(abs(E_now - E_at_mark))``, mask entries.
+        nm/flip_rate: flips summed step by step / (N:M weights x steps), a fraction.
+        nm/sad_init: SAD against the masks at the start of training, mask entries.
+        layers: sad, flips and sad_init of each weight by its name, mask entries.
+    """
+    since_start, since_mark = meter.sad_per_layer("start"), meter.sad_per_layer("mark")
+    flips = meter.flips_per_layer("mark")
+    return {
+        "optimizer_step": meter.step,
+        "since_optimizer_step": meter.step_at_mark,
+        SAD: sum(since_mark.values()),
+        FLIP_RATE: meter.flip_rate("mark"),
+        SAD_INIT: sum(since_start.values()),
+        "layers": {
+            name: {"sad": entries, "flips": flips[name], "sad_init": since_start[name]}
+            for name, entries in since_mark.items()
+        },
+    }
+
+
+def totals(measured: dict[str, Any]) -> dict[str, float | int]:
+    """Of what :func:`measure` returns, what belongs into a Trainer's log."""
+    return {key: measured[key] for key in (SAD, FLIP_RATE, SAD_INIT)}
+
+
+def append(folder: str | Path, step: int, measured: dict[str, Any]) -> None:
+    """Write what :func:`measure` returned as a line of the folder's file.
+
+    Args:
+        folder: made if it is not there.
+        step: the Trainer's.
+        measured: the interval up to there.
+    """
+    path = Path(folder) / _FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **measured}) + "\n")
+
+
+def sad_curve(log_history: Sequence[dict]) -> list[tuple[int, int]]:
+    """The Trainer's step and the SAD up to there (mask entries) of each logging interval; empty for a
+    dense run."""
+    return [(row["step"], row[SAD]) for row in log_history if SAD in row]
 
 
 def sad_summary(log_history: Sequence[dict]) -> dict[str, float | int] | None:
@@ -23,17 +78,17 @@ def sad_summary(log_history: Sequence[dict]) -> dict[str, float | int] | None:
             over the steps.
         intervals, steps: how many logging intervals went in, and the step of the last.
     """
-    rows = [row for row in log_history if "nm/flip_rate" in row]
+    rows = [row for row in log_history if FLIP_RATE in row]
     total, flips, previous = 0, 0.0, 0
     for row in rows:
-        total += row["nm/sad"]
-        flips += row["nm/flip_rate"] * (row["step"] - previous)
+        total += row[SAD]
+        flips += row[FLIP_RATE] * (row["step"] - previous)
         previous = row["step"]
     if not previous:
         return None
     return {
         "total": total,
-        "from_start": rows[-1]["nm/sad_init"],
+        "from_start": rows[-1][SAD_INIT],
         "mean_flip_rate": flips / previous,
         "intervals": len(rows),
         "steps": previous,
@@ -45,27 +100,25 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     state = Path(folder) / "trainer_state.json"
     if state.is_file():
         return json.loads(state.read_text("utf-8")).get("log_history") or []
-    path, rows = Path(folder) / SAD_FILE, []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # half a line, from a run that was stopped while writing
-            continue
-    return rows
+    path = Path(folder) / _FILE
+    return [row for _, row in _lines(path)] if path.is_file() else []
 
 
-def cut_back(path: Path, step: int) -> None:
+def cut_back(folder: str | Path, step: int) -> None:
     """Drop the lines after ``step``: they belong to a run that this one replaces."""
+    path = Path(folder) / _FILE
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:  # half a line, from a run that was stopped while writing
-            continue
+    kept = [line + "\n" for line, row in _lines(path) if row["step"] <= step]
     beside = path.with_suffix(".jsonl.new")
     beside.write_text("".join(kept), encoding="utf-8")
     os.replace(beside, path)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The file's lines, as they stand there and as they read."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield line, json.loads(line)
+        except ValueError:  # half a line, from a run that was stopped while writing
+            continue

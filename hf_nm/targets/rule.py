@@ -1,28 +1,49 @@
-"""Which weights of a model become N:M: one rule, and how a caller narrows or widens it.
+"""Which weights of a model become N:M: one list of rules, and how a caller narrows or widens it.
 
-Every matrix of the model ends in one of two lists, chosen or skipped with the reason.
+Every matrix of the model ends in one of two lists, chosen or skipped with the reason. Another reason to
+leave weights dense is a line in :data:`RULES`.
 """
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from hf_nm.sparsity.mask import MASKABLE_DTYPES
 from hf_nm.sparsity.pattern import NMPattern
 from hf_nm.targets.blocks import transformer_blocks
-from hf_nm.targets.kinds import acts_linearly, input_dims, is_convolution, is_router
-
-Predicate = Callable[[str, nn.Module], bool]
-Selection = str | Iterable[str] | Predicate | None
+from hf_nm.targets.kinds import acts_linearly, is_convolution, is_router
+from hf_nm.targets.selection import Selection, Use, matcher, uses_of
 
 OUTSIDE_BLOCKS = "outside the transformer blocks"
+EXCLUDED = "excluded"
+
+# Why a weight stays dense, read from top to bottom: the first test that holds gives the reason, and a
+# weight for which none holds becomes N:M. `w` is a `_Weight`, and so is the one in the reasons' braces.
+# A rule that `targets=` can overrule asks `not w.named` first.
+RULES: tuple[tuple[Callable[[_Weight], bool], str], ...] = (
+    (lambda w: w.named and not w.wanted, "not in targets"),
+    (lambda w: not w.wanted, OUTSIDE_BLOCKS),
+    (lambda w: w.is_excluded, EXCLUDED),
+    (lambda w: w.is_embedding and w.is_shared, "tied to an embedding"),
+    (lambda w: w.is_embedding, "an embedding"),
+    (lambda w: w.unwanted is not None, "shared with {w.unwanted.name}, which stays dense"),
+    (lambda w: not w.named and w.is_adapter, "a PEFT adapter"),
+    (lambda w: not w.named and w.is_router, "a router"),
+    (lambda w: not w.named and w.is_position_table, "a relative-position table"),
+    (lambda w: not w.named and w.is_bias, "a bias"),
+    (lambda w: len(w.dims) > 1, "shared by layers that sum over different dimensions of it"),
+    (lambda w: w.dim is None, "a parameter of {w.kind}, which is not supported"),
+    (lambda w: w.dtype not in MASKABLE_DTYPES, "dtype {w.dtype} cannot be N:M"),
+    (lambda w: 0 in w.shape, "it has no entry"),
+    (lambda w: w.does_not_divide, "input size {w.input_size} is not a multiple of m={w.pattern.m}"),
+    (lambda w: not w.named and w.is_lone_convolution, "a convolution among linear layers"),
+)
 
 # Tables of relative positions, by a parameter's full name. (A linear layer that projects positions, as
 # in Conformers, is none, whatever it is called.)
@@ -49,21 +70,6 @@ class Target:
     dim: int
     pattern: NMPattern
     owners: tuple[tuple[nn.Module, str], ...]
-
-
-@dataclass
-class _Use:
-    """One parameter under one name."""
-
-    name: str
-    module_name: str
-    module: nn.Module
-    local_name: str
-    parameter: nn.Parameter
-
-    @property
-    def names(self) -> tuple[str, str]:
-        return self.module_name, self.name
 
 
 def find_targets(
@@ -93,91 +99,45 @@ def find_targets(
         ValueError: a glob matches nothing it could act on, or an explicitly targeted weight cannot
             be N:M (its input size, its type, or it is shared with a module that is not targeted).
     """
-    uses = list(_uses(model))
+    uses = list(uses_of(model))
     lazy = [use.name for use in uses if isinstance(use.parameter, UninitializedParameter)]
     if lazy:
         raise ValueError(
             f"{lazy[0]} has no shape yet (a lazy module); run one forward pass before sparsify"
         )
-    explicit = targets is not None
-    chosen = _matcher(targets, uses, "targets")
-    left_out = _matcher(exclude, uses, "exclude")
+    chosen = matcher(targets, uses, "targets")
+    left_out = matcher(exclude, uses, "exclude")
     overrides = [
-        (glob, NMPattern.parse(value), _matcher([glob], uses, "patterns"))
+        _Override(glob, NMPattern.parse(value), matcher([glob], uses, "patterns"))
         for glob, value in (patterns or {}).items()
     ]
-    blocks = tuple(f"{name}." if name else "" for name in transformer_blocks(model))
-    inside = [use for use in uses if use.name.startswith(blocks)]
-    left_by_rule = _LeftByRule(model, inside, blocks)
-    embedded = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-    }
-
-    by_parameter: dict[int, list[_Use]] = {}
-    for use in uses:
-        by_parameter.setdefault(id(use.parameter), []).append(use)
+    around = _Surroundings(model, uses)
 
     found: list[Target] = []
     skipped: dict[str, str] = {}
     refused: list[str] = []
-    for shared in by_parameter.values():
-        first = shared[0]
-        shape = tuple(first.parameter.shape)
-        if len(shape) < 2:
+    for shared in _by_parameter(uses):
+        if shared[0].parameter.ndim < 2:
             continue
-        if explicit:  # a module may have several names: one of them is enough
+        if targets is None:
+            wanted = [use for use in shared if use.name.startswith(around.blocks)]
+        else:  # a module may have several names: one of them is enough
             named_modules = {id(use.module) for use in shared if chosen(use)}
             wanted = [use for use in shared if id(use.module) in named_modules]
-        else:
-            wanted = [use for use in shared if use.name.startswith(blocks)]
-        dims = {input_dims(use.module).get(use.local_name) for use in shared}
-        dim = next(iter(dims))
-        use_pattern, overridden = pattern, False
-        for _, override, matches in overrides:
-            if any(matches(use) for use in shared):
-                use_pattern, overridden = override, True
-
-        reason = None
-        if not wanted:
-            reason = "not in targets" if explicit else OUTSIDE_BLOCKS
-        elif any(left_out(use) for use in shared):
-            reason = "excluded"
-        elif id(first.parameter) in embedded:
-            tied = len({id(use.module) for use in shared}) > 1
-            reason = "tied to an embedding" if tied else "an embedding"
-        elif len(wanted) < len(shared):
-            other = next(use for use in shared if use not in wanted)
-            reason = f"shared with {other.name}, which stays dense"
-        elif not explicit and (left := left_by_rule.reason(first)) is not None:
-            reason = left
-        elif len(dims) > 1:
-            reason = "shared by layers that sum over different dimensions of it"
-        elif dim is None:
-            reason = f"a parameter of {type(first.module).__name__}, which is not supported"
-        elif first.parameter.dtype not in MASKABLE_DTYPES:
-            reason = f"dtype {first.parameter.dtype} cannot be N:M"
-        elif 0 in shape:
-            reason = "it has no entry"
-        elif not use_pattern.divides(shape[dim]):
-            reason = f"input size {shape[dim]} is not a multiple of m={use_pattern.m}"
-        elif not explicit and left_by_rule.convolution(first):
-            reason = "a convolution among linear layers"
-
+        own = [o.pattern for o in overrides if any(o.matches(use) for use in shared)]
+        last = own[-1] if own else pattern
+        w = _Weight(shared, wanted, targets is not None, left_out, last, bool(own), around)
+        reason = next((reason.format(w=w) for holds, reason in RULES if holds(w)), None)
         if reason is None:
-            assert dim is not None
-            owners = tuple((use.module, use.local_name) for use in shared)
-            found.append(Target(first.name, shape, dim, use_pattern, owners))
+            assert w.dim is not None
+            owners = tuple((use.module, use.local_name) for use in w.uses)
+            found.append(Target(w.first.name, w.shape, w.dim, w.pattern, owners))
             continue
-        skipped[first.name] = reason
-        named = [use for use in wanted if input_dims(use.module)]
-        indivisible = dim is not None and not use_pattern.divides(shape[dim])
-        if named and reason != "excluded" and (explicit or (overridden and indivisible)):
-            refused.append(f"{named[0].name} {list(shape)}: {reason}")
-
-    used = {(id(module), local_name) for t in found for module, local_name in t.owners}
+        skipped[w.first.name] = reason
+        asked_for = w.named or (w.overridden and w.does_not_divide)
+        able = [use for use in w.wanted if use.siblings]
+        if asked_for and able and reason != EXCLUDED:
+            refused.append(f"{able[0].name} {list(w.shape)}: {reason}")
 
     if refused:
         raise ValueError(
@@ -185,114 +145,158 @@ def find_targets(
             + "\n  ".join(refused)
             + "\nname them in exclude=, or choose another m for them in patterns="
         )
-    for glob, _, matches in overrides:
-        touched = [use for use in uses if matches(use)]
+    used = {(id(module), local_name) for t in found for module, local_name in t.owners}
+    for override in overrides:
+        touched = [use for use in uses if override.matches(use)]
         if not any((id(use.module), use.local_name) in used for use in touched):
             raise ValueError(
-                f"{glob!r} in patterns= matches only weights that stay dense (first: "
+                f"{override.glob!r} in patterns= matches only weights that stay dense (first: "
                 f"{touched[0].name}); patterns= gives another pattern to chosen weights, targets= "
                 "chooses them"
             )
     return found, skipped
 
 
-class _LeftByRule:
-    """Which matrices inside the blocks the rule leaves dense, though they could be N:M.
+class _Surroundings:
+    """What the rules know of the whole model.
 
-    Args:
-        model: the whole model.
-        inside: the parameters inside its blocks.
-        blocks: the names of the blocks, each with a dot at its end.
+    Attributes:
+        blocks: the names of its transformer blocks, each with a dot at its end.
+        modules: its modules by every name.
+        embedded: ids of the parameters of its embeddings.
+        has_linear: whether its blocks hold linear layers or their like.
     """
 
-    def __init__(self, model: nn.Module, inside: list[_Use], blocks: tuple[str, ...]) -> None:
-        self._blocks = blocks
-        self._modules = dict(model.named_modules(remove_duplicate=False))
-        self._linear = any(
-            input_dims(use.module) and not is_convolution(use.module) for use in inside
-        )
+    def __init__(self, model: nn.Module, uses: list[Use]) -> None:
+        self.blocks = tuple(f"{name}." if name else "" for name in transformer_blocks(model))
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.embedded = {id(u.parameter) for u in uses if isinstance(u.module, nn.Embedding)}
+        inside = (use for use in uses if use.name.startswith(self.blocks))
+        self.has_linear = any(use.siblings and not is_convolution(use.module) for use in inside)
 
-    def reason(self, use: _Use) -> str | None:
-        """Why the parameter stays dense, or None."""
-        if self._is_adapter(use):
-            return "a PEFT adapter"
-        if is_router(use.module_name, self._modules, self._block_of(use)):
-            return "a router"
-        if _POSITIONS.search(use.name) and not isinstance(use.module, nn.Linear):
-            return "a relative-position table"
-        if _BIAS.search(use.local_name):
-            return "a bias"
-        return None
 
-    def _block_of(self, use: _Use) -> str:
-        return next((block for block in self._blocks if use.name.startswith(block)), "")
+@dataclass(frozen=True)
+class _Weight:
+    """One parameter, and what the rules ask of it.
 
-    def convolution(self, use: _Use) -> bool:
-        """Whether it is one among linear layers."""
-        return self._linear and not acts_linearly(use.module)
+    Args:
+        uses: it under every name.
+        wanted: those of them that are in ``targets=``, or without it in a block.
+        named: whether ``targets=`` takes the rules' place.
+        left_out: whether ``exclude=`` names a use.
+        pattern: what it would get.
+        overridden: whether that stands in ``patterns=``.
+        around: what is known of the model.
+    """
 
-    def _is_adapter(self, use: _Use) -> bool:
+    uses: list[Use]
+    wanted: list[Use]
+    named: bool
+    left_out: Callable[[Use], bool]
+    pattern: NMPattern
+    overridden: bool
+    around: _Surroundings
+
+    @property
+    def first(self) -> Use:
+        return self.uses[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.first.parameter.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.first.parameter.dtype
+
+    @property
+    def dims(self) -> set[int | None]:
+        """The input dimensions that its uses have, None where one has none."""
+        return {use.dim for use in self.uses}
+
+    @property
+    def dim(self) -> int | None:
+        """One of them; the only one of a weight that becomes N:M."""
+        return next(iter(self.dims))
+
+    @property
+    def kind(self) -> str:
+        """The class of the module that holds it."""
+        return type(self.first.module).__name__
+
+    @property
+    def is_excluded(self) -> bool:
+        """Whether ``exclude=`` names it."""
+        return any(self.left_out(use) for use in self.uses)
+
+    @property
+    def is_embedding(self) -> bool:
+        return id(self.first.parameter) in self.around.embedded
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several modules hold it."""
+        return len({id(use.module) for use in self.uses}) > 1
+
+    @property
+    def unwanted(self) -> Use | None:
+        """Its first use that is not wanted."""
+        return next((use for use in self.uses if use not in self.wanted), None)
+
+    @property
+    def is_adapter(self) -> bool:
         """PEFT keeps the model's own layer as ``base_layer`` of a tuner, its adapters beside it."""
-        names = use.module_name.split(".")
+        names = self.first.module_name.split(".")
         for length in range(1, len(names)):
-            module = self._modules[".".join(names[:length])]
+            module = self.around.modules[".".join(names[:length])]
             tuner = any(base.__name__ == "BaseTunerLayer" for base in type(module).__mro__)
             if tuner and names[length] != "base_layer":
                 return True
         return False
 
+    @property
+    def is_router(self) -> bool:
+        block = next((b for b in self.around.blocks if self.first.name.startswith(b)), "")
+        return is_router(self.first.module_name, self.around.modules, block)
 
-def _uses(model: nn.Module) -> Iterator[_Use]:
-    """Every parameter under every name of every module that holds it."""
-    for module_name, module in model.named_modules(remove_duplicate=False):
-        for local_name, parameter in module.named_parameters(recurse=False):
-            name = f"{module_name}.{local_name}" if module_name else local_name
-            yield _Use(name, module_name, module, local_name, parameter)
+    @property
+    def is_position_table(self) -> bool:
+        linear = isinstance(self.first.module, nn.Linear)
+        return _POSITIONS.search(self.first.name) is not None and not linear
 
+    @property
+    def is_bias(self) -> bool:
+        return _BIAS.search(self.first.local_name) is not None
 
-def _matcher(selection: Selection, uses: list[_Use], argument: str) -> Callable[[_Use], bool]:
-    """A test for one use; globs are checked against the model at once."""
-    if selection is None:
-        return lambda _: False
-    able = [use for use in uses if input_dims(use.module).get(use.local_name) is not None]
-    if callable(selection):
-        if not any(selection(use.module_name, use.module) for use in able):
-            raise ValueError(
-                f"the predicate in {argument}= chose none of the {len(able)} weights that can be "
-                "N:M; it is called with a module's name and the module"
-            )
-        predicate = selection
-        return lambda use: bool(predicate(use.module_name, use.module))
-    globs = [selection] if isinstance(selection, str) else list(selection)
-    if not globs:
-        raise ValueError(f"{argument}=[] names nothing; leave the argument out, or name modules")
-    for glob in globs:
-        if not isinstance(glob, str):
-            raise TypeError(
-                f"{argument}= takes globs such as '*.fc1', or one predicate (name, module) -> bool; "
-                f"got {glob!r}"
-            )
-        if not any(_matches(glob, use) for use in able):
-            raise ValueError(_nothing_matches(glob, argument, uses, able))
-    return lambda use: any(_matches(glob, use) for glob in globs)
+    @property
+    def is_lone_convolution(self) -> bool:
+        """Whether it is a convolution's in a model whose blocks hold linear layers."""
+        return self.around.has_linear and not acts_linearly(self.first.module)
+
+    @property
+    def input_size(self) -> int:
+        """How many entries a dot product with it sums over."""
+        assert self.dim is not None
+        return self.shape[self.dim]
+
+    @property
+    def does_not_divide(self) -> bool:
+        """Whether its input dimension is not made of whole groups."""
+        return self.dim is not None and not self.pattern.divides(self.input_size)
 
 
-def _matches(glob: str, use: _Use) -> bool:
-    return any(fnmatch.fnmatchcase(name, glob) for name in use.names)
+@dataclass(frozen=True)
+class _Override:
+    """An entry of ``patterns=``."""
+
+    glob: str
+    pattern: NMPattern
+    matches: Callable[[Use], bool]
 
 
-def _nothing_matches(glob: str, argument: str, uses: list[_Use], able: list[_Use]) -> str:
-    message = f"{glob!r} in {argument}= matches no weight that can be N:M"
-    others = [use for use in uses if _matches(glob, use)]
-    if others:
-        kinds = sorted({type(use.module).__name__ for use in others})
-        return f"{message}: it matches only {', '.join(kinds)} ({others[0].name})"
-    inside = [use for use in able if use.module_name.startswith(glob + ".")]
-    if inside:
-        return f"{message}, but there are {len(inside)} inside it: write {glob + '.*'!r}"
-    suffix = [use for use in able if use.module_name.endswith("." + glob)]
-    if suffix:
-        return f"{message}; globs match whole names: write {'*.' + glob!r}"
-    names = [use.module_name for use in able]
-    near = difflib.get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
-    return f"{message}; near names: {', '.join(near) if near else 'the model has no linear layer'}"
+def _by_parameter(uses: list[Use]) -> list[list[Use]]:
+    """The uses of each parameter together, in the order of their first."""
+    found: dict[int, list[Use]] = {}
+    for use in uses:
+        found.setdefault(id(use.parameter), []).append(use)
+    return list(found.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +11,10 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from hf_nm.model.refused import refuse_sharded_copies
+from hf_nm.model.refused import check_trainer
 from hf_nm.model.weights import sparse_weights
+from hf_nm.optim import sad_log
 from hf_nm.optim.attach import Attachment, attach
-from hf_nm.optim.sad_log import SAD_FILE, cut_back
 from hf_nm.optim.schedule import Schedule
 from hf_nm.trainer.run_card import RunCard
 
@@ -72,11 +71,7 @@ class NMCallback(TrainerCallback):
             TypeError: the trainer runs DeepSpeed or FSDP1, which keep their own copies of weights.
         """
         require_sparse(trainer.model)
-        refuse_sharded_copies(
-            deepspeed=trainer.is_deepspeed_enabled,
-            fsdp1=trainer.is_fsdp_enabled
-            and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1) == 1,
-        )
+        check_trainer(trainer)
         handler = trainer.callback_handler
         if any(isinstance(other, NMCallback) and other is not self for other in handler.callbacks):
             raise ValueError(
@@ -110,7 +105,7 @@ class NMCallback(TrainerCallback):
                 stacklevel=2,
             )
         if state.is_world_process_zero:
-            cut_back(Path(args.output_dir) / SAD_FILE, state.global_step)
+            sad_log.cut_back(args.output_dir, state.global_step)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -118,32 +113,14 @@ class NMCallback(TrainerCallback):
         handle = self.attachment
         if handle is None or logs is None or "loss" not in logs:
             return
-        since_start, since_log = handle.sad_per_layer("start"), handle.sad_per_layer("mark")
-        flips = handle.flips_per_layer("mark")
-        measured = {
-            "nm/sad": sum(since_log.values()),
-            "nm/flip_rate": handle.flip_rate("mark"),
-            "nm/sad_init": sum(since_start.values()),
-        }
-        logs.update(measured)
+        measured = sad_log.measure(handle)
+        totals = sad_log.totals(measured)
+        logs.update(totals)
         # The Trainer keeps a copy of each log before it calls back.
         if state.log_history and "loss" in state.log_history[-1]:
-            state.log_history[-1].update(measured)
+            state.log_history[-1].update(totals)
         if state.is_world_process_zero:
-            row = {
-                "step": state.global_step,
-                "optimizer_step": handle.step,
-                "since_optimizer_step": handle.step_at_mark,
-                **measured,
-                "layers": {
-                    name: {"sad": entries, "flips": flips[name], "sad_init": since_start[name]}
-                    for name, entries in since_log.items()
-                },
-            }
-            path = Path(args.output_dir) / SAD_FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            sad_log.append(args.output_dir, state.global_step, measured)
         handle.mark()
 
     def on_push_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
