@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from hf_nm.model.refused import refuse_sharded_copies
+from hf_nm.model.replaced import Replaced
 from hf_nm.model.weights import sparse_weights
 from hf_nm.optim.attach import Attachment, attach
 from hf_nm.optim.sad_log import SAD_FILE, cut_back
@@ -84,14 +86,16 @@ class NMCallback(TrainerCallback):
                 "decay_warmup_steps to one place only"
             )
         handler.callbacks = [self, *(other for other in handler.callbacks if other is not self)]
-        create_optimizer = trainer.create_optimizer
 
-        def create_attached_optimizer(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-            optimizer = create_optimizer(*args, **kwargs)
-            self._attach(optimizer, trainer.model)
-            return optimizer
+        def attaching(create: Callable[..., Any]) -> Callable[..., Any]:
+            def create_optimizer(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+                optimizer = create(*args, **kwargs)
+                self._attach(optimizer, trainer.model)
+                return optimizer
 
-        trainer.create_optimizer = create_attached_optimizer  # type: ignore[method-assign]
+            return create_optimizer
+
+        Replaced(trainer, "create_optimizer", attaching)
         self._card = RunCard(trainer, self)
         return self
 
