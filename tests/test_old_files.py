@@ -22,9 +22,9 @@ CHECKPOINTS = ["gpt2", "llama", "mixtral"]
 CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mixtral": "MixtralForCausalLM"}
 LOOPS = ["sr-ste", "ste", "fixed", "mask-interval", "frozen", "decay-warmup"]
 
-# THE PLACE TO CHANGE once runs whose masks are frozen for good keep nothing aside: today the pruned part
-# in such an old checkpoint is loaded and kept. With False the test asserts that it is dropped (R = 0).
-FROZEN_KEEPS_PRUNED_PART = True
+# Runs whose masks are frozen for good keep nothing aside; old checkpoints of such runs have it still,
+# and it is dropped (R = 0).
+FROZEN_KEEPS_PRUNED_PART = False
 
 State = dict[str, Tensor]
 

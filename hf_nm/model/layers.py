@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_nm.methods.method import Method
+from hf_nm.methods.named import parse_method
+from hf_nm.model.parts import Spec
 from hf_nm.model.sharding import like_weight
 from hf_nm.model.state import NMState
 from hf_nm.sparsity.check import BrokenPatternError
@@ -34,12 +36,12 @@ class NMLayer(nn.Module):
         super()._apply(fn, recurse)
         for name, state in self._nm.items():
             state.apply(fn)
-            state.watch(getattr(self, name))
+            state.follow(getattr(self, name))
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, state in self._nm.items():
-            state.settle(getattr(self, name))
+            state.match_placement(getattr(self, name))
             if state.breaks(getattr(self, name)):
                 raise BrokenPatternError(
                     f"{prefix}{name} is not {state.pattern} any more, so it is not saved: other "
@@ -54,19 +56,19 @@ class NMLayer(nn.Module):
         for name, state in self._nm.items():
             weight, loaded = getattr(self, name), state_dict.get(prefix + name)
             if loaded is not None and loaded.shape == weight.shape:  # else torch complains
-                state.receive(weight)
-            state.watch(weight)
+                state.after_load(weight)
+            state.follow(weight)
 
     def _retake(self) -> None:
         """Take the masks of newly initialised weights."""
         for name, state in self.__dict__.get("_nm", {}).items():  # none yet while the class builds
-            state.take(getattr(self, name))
+            state.project_dense(getattr(self, name))
 
     def extra_repr(self) -> str:
         states = self.__dict__.get("_nm", {})
         only = list(states) == ["weight"]
         nm = [
-            f"{'' if only else f'{name}: '}{state.pattern} {state.method.name}"
+            f"{'' if only else f'{name}: '}{state.pattern} {state.spec.method.name}"
             for name, state in states.items()
         ]
         return ", ".join([part for part in [super().extra_repr(), *nm] if part])
@@ -76,8 +78,8 @@ class NMLayer(nn.Module):
         for name, weight_state in self._nm.items():
             weight = getattr(self, name)
             # A copy made inside dense_weights() or a step: nobody would project it.
-            weight_state.split(weight, update_mask=weight_state.moves)
-            weight_state.watch(weight)
+            weight_state.split(weight, update_mask=weight_state.updates_mask)
+            weight_state.follow(weight)
 
 
 class NMLinear(NMLayer, nn.Linear):
@@ -120,10 +122,10 @@ class NMLinear(NMLayer, nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         pattern = NMPattern(n, m)
         check_maskable(self.weight, pattern)
-        state = NMState("weight", pattern, -1, Method.parse(method), decay)
+        state = NMState(Spec("weight", pattern, -1, parse_method(method), decay))
         self._nm = {"weight": state}
-        state.take(self.weight)
-        state.watch(self.weight)
+        state.project_dense(self.weight)
+        state.follow(self.weight)
 
     def reset_parameters(self) -> None:
         """Initialise as ``nn.Linear`` does, then take the mask of the new weight."""
@@ -160,7 +162,7 @@ def make_sparse(module: nn.Module, states: dict[str, NMState]) -> None:
 def make_dense(module: NMLayer) -> None:
     """Undo :func:`make_sparse`: the parameter stays the sparse weight, what waited is dropped."""
     for state in module._nm.values():
-        state.unwatch()
+        state.watch.stop()
     del module._nm
     module.__class__ = _dense_class(type(module))
 

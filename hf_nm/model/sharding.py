@@ -15,10 +15,26 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from hf_nm.sparsity.pattern import NMPattern
 
+# How a weight is cut: the mesh's ranks, its shape, and a placement for each of its dimensions.
+Placement = tuple[tuple[int, ...], tuple[int, ...], tuple[object, ...]]
+
+
+def several_processes() -> bool:
+    """Whether other processes train beside this one."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
 
 def is_sharded(weight: Tensor) -> bool:
     """Whether this process holds a part of the weight only."""
     return isinstance(weight, DTensor)
+
+
+def placement_of(weight: Tensor) -> Placement | None:
+    """How a weight is cut, as a value that can be compared and copied; None where it is whole."""
+    if not isinstance(weight, DTensor):
+        return None
+    ranks = weight.device_mesh.mesh
+    return tuple(ranks.flatten().tolist()), tuple(ranks.shape), tuple(weight.placements)
 
 
 def local(tensor: Tensor) -> Tensor:

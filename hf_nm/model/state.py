@@ -1,19 +1,33 @@
-"""What one N:M weight remembers beside its parameter, and how it passes from ``W`` to ``S`` and back."""
+"""What one N:M weight remembers beside its parameter, and how it passes from ``W`` to ``S`` and back.
+
+This file alone assigns a state's attributes; everything else calls its methods.
+"""
 
 from __future__ import annotations
 
-import weakref
+import warnings
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from hf_nm.methods.method import Method, check_decay
-from hf_nm.model.sharding import check_shards, chunk, is_sharded, like_weight, local
+from hf_nm.methods.fixed import FIXED
+from hf_nm.methods.method import Aside, Method
+from hf_nm.model.parts import Parts, Spec
+from hf_nm.model.sharding import (
+    check_shards,
+    chunk,
+    is_sharded,
+    like_weight,
+    local,
+    placement_of,
+    several_processes,
+)
+from hf_nm.model.watch import Stage, Watch
 from hf_nm.sparsity.bits import fingerprint
-from hf_nm.sparsity.check import BrokenPatternError
-from hf_nm.sparsity.mask import breaks_mask, count_kept, merge_, nm_mask, split_
+from hf_nm.sparsity.check import broken_weight
+from hf_nm.sparsity.mask import breaks_mask, count_kept, merge_, nm_mask, split_, zero_pruned_
 from hf_nm.sparsity.pattern import NMPattern
 
 
@@ -21,145 +35,245 @@ class NMState:
     """What one N:M weight remembers beside the parameter.
 
     Attributes:
-        name: the parameter's name in the model, for messages.
-        pattern: the N:M pattern.
-        dim: the input dimension of the weight, negative.
-        method: how it is trained.
-        decay: strength of the SR-STE term, in gradient units.
-        mask: ``E``, bool, the weight's shape (of this process's part where it is sharded); None until
-            the weight leaves the meta device.
-        pruned: ``R``, the mask's shape, the weight's dtype; None where the method keeps none.
-        whole: ``(mask, pruned)`` of the whole weight, kept while the parameter is away on the meta
-            device or after it was sharded, until they are known to belong to what came back.
-        sharded: whether ``mask`` and ``pruned`` are of this process's part of the weight.
-        agreed: whether processes agree on the masks of their parts.
+        spec: name, pattern, dimension and how it is trained.
+        parts: what belongs to the parameter as it is now; None until it leaves the meta device.
+        waiting: parts of the whole weight, kept while the parameter is away on the meta device or after
+            it was sharded, until they are known to belong to what came back.
         is_dense: whether the parameter holds ``W`` just now (inside a step or ``dense_weights``).
-        held: whether masks stay as they are between updates (``mask_interval``, ``freeze_masks_at``).
-        attached: whether an optimizer's step is known to project this weight.
-        unaligned: whether other processes may hold another mask of this weight until the first step.
-        restored: after an optimizer's checkpoint gave ``mask`` and ``pruned``, the
-            :func:`~hf_nm.sparsity.bits.fingerprint` of the sparse weight that belongs to them;
-            else None.
+        mask_held: whether the mask stays as it is until the next step (``mask_interval``).
+        mask_frozen: whether it stays for good (``freeze_masks_at``): then nothing is kept aside.
+        step_pattern: the pattern of the present step; the spec's unless the method tightens it.
+        restored: after an optimizer's checkpoint gave the parts, the
+            fingerprint of the sparse weight that belongs to them; else None.
+        watch: notices an optimizer that is not attached.
     """
 
-    def __init__(
-        self, name: str, pattern: NMPattern, dim: int, method: Method, decay: float
-    ) -> None:
-        self.name = name
-        self.pattern = pattern
-        self.dim = dim
-        self.method = method
-        self.decay = check_decay(decay)
-        self.mask: Tensor | None = None
-        self.pruned: Tensor | None = None
-        self.whole: tuple[Tensor, Tensor | None] | None = None
-        self.sharded = False
-        self.agreed = False
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.parts: Parts | None = None
+        self.waiting: Parts | None = None
         self.is_dense = False
-        self.held = False
-        self.attached = False
-        self.unaligned = False
+        self.mask_held = False
+        self.mask_frozen = False
+        self.step_pattern = self.pattern_at(0)
         self.restored: int | None = None
-        self._backwards = 0
-        self._usual_backwards = 0
-        self._watched: weakref.ref[Tensor] | None = None
-        self._watch: Any = None
+        self.watch = Watch()
+
+    # -- read ------------------------------------------------------------------------------------------
 
     @property
-    def moves(self) -> bool:
-        """Whether the next projection computes the mask from the dense weight."""
-        return self.method.moves_masks and not self.held
+    def name(self) -> str:
+        """The parameter's name in the model."""
+        return self.spec.name
 
-    def take(self, weight: Tensor) -> None:
-        """Read ``weight`` as a dense one: new mask, pruned part and sparse weight.
+    @property
+    def pattern(self) -> NMPattern:
+        """The N:M pattern."""
+        return self.spec.pattern
+
+    @property
+    def dim(self) -> int:
+        """The input dimension, negative."""
+        return self.spec.dim
+
+    @property
+    def method(self) -> Method:
+        """How the weight is trained now: frozen masks as fixed ones, whatever the spec says."""
+        return FIXED if self.mask_frozen else self.spec.method
+
+    @property
+    def mask(self) -> Tensor | None:
+        """``E`` of this process's part; None on the meta device."""
+        return None if self.parts is None else self.parts.mask
+
+    @property
+    def aside(self) -> Tensor | None:
+        """What the method keeps beside this process's part of the sparse weight."""
+        return None if self.parts is None else self.parts.aside
+
+    @property
+    def updates_mask(self) -> bool:
+        """Whether the next projection computes the mask from the dense weight."""
+        return self.method.moves_masks and not self.mask_held
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether there are parts, and they belong to a weight that is cut as this one is."""
+        return self.parts is not None and self.parts.placement == placement_of(weight)
+
+    def agrees(self, weight: Tensor) -> bool:
+        """Whether all processes have settled on the masks of a weight that is cut as this one is."""
+        return self.parts is not None and self.parts.agreed and self.fits(weight)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that belongs to the parameter, in an order that all processes share."""
+        if self.parts is None:
+            return []
+        aside = [] if self.parts.aside is None else [self.parts.aside]
+        return [self.parts.mask, *aside, *(t for _, t in sorted(self.parts.extras.items()))]
+
+    def obeyed_by(self, weight: Tensor) -> bool:
+        """Whether this process's part of the weight is zero where its mask says so."""
+        return self.mask is not None and _obeys(local(weight), self.mask)
+
+    def breaks(self, weight: Tensor) -> bool:
+        """Whether the parameter holds values that its mask does not allow, or its pattern while other
+        processes may hold another mask."""
+        part = local(weight)
+        if self.is_dense or part.device.type == "meta":
+            return False
+        agreed = self.watch.stage is Stage.STEPPED or is_sharded(weight) or not several_processes()
+        if self.mask is not None and self.fits(weight) and agreed:
+            return breaks_mask(part, self.mask)
+        if self.parts is None and self.waiting is None:
+            return False
+        return bool((count_kept(part, self.step_pattern, self.dim) > self.step_pattern.n).any())
+
+    # -- parts -----------------------------------------------------------------------------------------
+
+    def install(self, parts: Parts, *, restored: int | None = None) -> None:
+        """Take ``parts`` as those of the parameter.
+
+        Args:
+            parts: of the parameter as it is cut now.
+            restored: fingerprint of the sparse weight that they belong to, where a checkpoint gave them.
+        """
+        self.parts, self.waiting, self.restored = parts, None, restored
+        self._keep_what_the_method_keeps()
+
+    def empty(self) -> None:
+        """Forget the parts; what waits stays."""
+        self.parts = None
+
+    def agree(self) -> None:
+        """All processes have settled on the parts."""
+        self.waiting = None
+        if self.parts is not None:
+            self.parts = replace(self.parts, agreed=True)
+
+    def confirm(self) -> None:
+        """The weight was seen to belong to the parts that a checkpoint gave."""
+        self.restored = None
+
+    def hold(self, *, held: bool, frozen: bool) -> None:
+        """Say whether masks stay until the next step, and whether for good."""
+        self.mask_held, self.mask_frozen = held, frozen
+        self._keep_what_the_method_keeps()
+
+    def at_step(self, step: int) -> None:
+        """Train by the pattern of an optimizer step from now on."""
+        self.step_pattern = self.pattern_at(step)
+
+    def pattern_at(self, step: int) -> NMPattern:
+        """The pattern of an optimizer step (0 before training)."""
+        pattern_at = self.spec.method.pattern_at
+        return self.pattern if pattern_at is None else pattern_at(step, self.pattern)
+
+    def _keep_what_the_method_keeps(self) -> None:
+        """Drop what is aside where the method in force keeps nothing."""
+        if self.parts is None or self.is_dense or self.method.keeps is not Aside.NOTHING:
+            return
+        if self.parts.aside is not None:
+            self.parts = replace(self.parts, aside=None)
+
+    # -- what happens to the parameter -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def project_dense(self, weight: Tensor) -> None:
+        """Read ``weight`` as a dense one: new mask, new parts, and the sparse weight.
 
         A mask that does not move is kept where the weight already obeys it. On the meta device only
         the pattern is recorded.
         """
         check_shards(self.name, weight, self.pattern, self.dim)
-        self.restored = self.whole = None
+        self.restored = self.waiting = None
         self.is_dense = False
-        self.sharded = is_sharded(weight)
         part = local(weight)
         if part.device.type == "meta":
-            self.mask = self.pruned = None
+            self.parts = None
             return
+        mask, pattern = self.mask, self.step_pattern
         obeyed = (
-            not self.moves
-            and self.mask is not None
-            and self._obeys(part, self.mask)
+            not self.updates_mask
+            and mask is not None
+            and _obeys(part, mask)
             # to_empty() fills a mask with whatever was in memory
-            and bool((count_kept(self.mask, self.pattern, self.dim) == self.pattern.n).all())
+            and bool((count_kept(mask, pattern, self.dim) == pattern.n).all())
         )
-        if not obeyed:
-            self.mask = nm_mask(part, self.pattern.n, self.pattern.m, self.dim)
-        assert self.mask is not None
-        self.pruned = torch.zeros_like(part) if self.method.moves_masks else None
-        split_(part, self.pruned, self.mask, self.pattern, self.dim, update_mask=False)
+        if not obeyed or mask is None:
+            mask = self._mask_of(part, {})
+        make = self.spec.method.extras
+        extras = {} if make is None else make(part, mask)
+        agreed = self.agrees(weight)
+        self.parts = Parts(mask, None, extras, placement_of(weight), agreed)
+        self._split(part, update_mask=False)
 
-    def settle(self, weight: Tensor) -> None:
-        """Have a mask for a parameter that came from the meta device or was sharded, which nothing
-        tells: the one from before where the weight obeys it, else one of its present values.
+    def match_placement(self, weight: Tensor) -> None:
+        """Have parts for a parameter that came from the meta device or was sharded, which no hook tells
+        of: those from before where the weight obeys their mask, else new ones of its present values.
 
-        A sharded weight that does not obey this process's mask waits for :func:`settle_shards`: it may
-        belong to the first rank's.
+        A sharded weight that does not obey this process's mask waits for
+        :func:`hf_nm.optim.ranks.settle_shards`: it may belong to the first rank's.
         """
         part = local(weight)
         if part.device.type == "meta":
             return
-        if self.mask is not None and self.sharded and not is_sharded(weight):
+        if self.parts is not None and self.parts.placement is not None and not is_sharded(weight):
             raise RuntimeError(
                 f"{self.name} is gathered by FSDP2 just now, after a forward pass; look its weights up "
                 "by hf_nm.sparse_weights(model), which shards them again"
             )
-        if self.mask is not None and self.sharded != is_sharded(weight):  # sharded since
-            self.agreed = False
+        if self.parts is not None and not self.fits(weight):  # sharded, or cut otherwise, since
             check_shards(self.name, weight, self.pattern, self.dim)
-            self.whole, self.mask, self.pruned = (self.mask, self.pruned), None, None
-        if self.mask is not None:  # `parameter.data = parameter.data.float()` moves nothing else
-            self.mask = self.mask.to(part.device)
-            if self.pruned is not None:
-                self.pruned = self.pruned.to(part)
+            if self.parts.placement is None:
+                self.waiting = self.parts
+            else:
+                warnings.warn(
+                    f"{self.name} was sharded anew over other processes, and what belongs to it cannot "
+                    "be taken along: its mask is computed from its present values, pruned weights "
+                    "start at zero; load the optimizer's checkpoint after sharding to keep them",
+                    stacklevel=2,
+                )
+            self.parts = None
+        if self.parts is not None:  # `parameter.data = parameter.data.float()` moves nothing else
+            self._follow(part)
             return
-        if self.whole is None:
-            self.take(weight)
+        if self.waiting is None:
+            self.project_dense(weight)
             return
-        mask, pruned = self.whole
-        if self._obeys(part, own := chunk(mask, weight).to(part.device)):
-            self.mask, self.sharded = own, is_sharded(weight)
-            self.pruned = None if pruned is None else chunk(pruned, weight).to(part)
+        came_back = self.waiting.placement == placement_of(weight)  # from the meta device
+        own = (
+            self.waiting
+            if came_back
+            else self.waiting.mapped(lambda tensor: chunk(tensor, weight), placement_of(weight))
+        )
+        if _obeys(part, own.mask.to(part.device)):
+            self.parts = own
+            self._follow(part)
         elif not is_sharded(weight):
-            self.take(weight)
+            self.project_dense(weight)
         if not is_sharded(weight):
-            self.whole = None
+            self.waiting = None
 
-    def receive(self, weight: Tensor) -> None:
-        """Values were loaded into the parameter: they are the sparse weight that mask and pruned part
-        belong to, or else a dense one."""
+    def after_load(self, weight: Tensor) -> None:
+        """Values were loaded into the parameter: they are the sparse weight that the parts belong to, or
+        else a dense one."""
         if self.is_dense:  # leaving dense_weights() projects it
             return
-        part = local(weight)
-        if self.mask is None or self.sharded != is_sharded(weight):
-            self.settle(weight)
+        if not self.fits(weight):
+            self.match_placement(weight)
             return
         belongs = self.restored is not None and (
-            self._obeys(part, self.mask)
+            self.obeyed_by(weight)
             if is_sharded(weight)
-            else self.restored == fingerprint(part)
+            else self.restored == fingerprint(local(weight))
         )
         if not belongs:
-            self.take(weight)
-
-    @staticmethod
-    def _obeys(part: Tensor, mask: Tensor) -> bool:
-        """Whether the local part of a weight is zero where a mask says so."""
-        return mask.shape == part.shape and not breaks_mask(part, mask)
+            self.project_dense(weight)
 
     def merge(self, weight: Tensor) -> None:
-        """Let the parameter hold ``W = S + R``; nothing if it does."""
+        """Let the parameter hold ``W``; nothing if it does."""
         if not self.is_dense:
-            if self.pruned is not None:
-                merge_(local(weight), self.pruned)
+            self._merge(local(weight))
             self.is_dense = True
 
     def split(self, weight: Tensor, *, update_mask: bool) -> Tensor | None:
@@ -170,98 +284,95 @@ class NMState:
         """
         if not self.is_dense:
             return None
-        assert self.mask is not None
-        flips = split_(
-            local(weight), self.pruned, self.mask, self.pattern, self.dim, update_mask=update_mask
-        )
+        flips = self._split(local(weight), update_mask=update_mask)
         self.is_dense = False
         return flips
 
+    def take_as_dense(self) -> None:
+        """The parameter was overwritten: what it holds is the dense weight, and nothing is aside."""
+        self.is_dense = True
+        if self.aside is not None:
+            self.aside.zero_()
+
     def dense(self, weight: Tensor) -> Tensor:
-        """``W = S + R`` as a new tensor of the weight's shape, sharded as it is."""
-        self.settle(weight)
+        """``W`` as a new tensor of the weight's shape, sharded as it is."""
+        self.match_placement(weight)
         dense = local(weight).clone()
-        if not self.is_dense and self.pruned is not None:
-            merge_(dense, self.pruned)
+        if not self.is_dense:
+            self._merge(dense)
         return like_weight(dense, weight)
 
-    def breaks(self, weight: Tensor) -> bool:
-        """Whether the parameter holds values that its mask does not allow, or its pattern while ranks
-        have not agreed on a mask."""
-        part = local(weight)
-        if self.is_dense or part.device.type == "meta":
-            return False
-        if self.mask is not None and self.sharded == is_sharded(weight) and not self.unaligned:
-            return breaks_mask(part, self.mask)
-        if self.mask is None and self.whole is None:
-            return False
-        return bool((count_kept(part, self.pattern, self.dim) > self.pattern.n).any())
-
-    def watch(self, weight: Tensor) -> None:
-        """Notice, in the backward pass, that an optimizer wrote dense values.
-
-        Nothing else tells: fused optimizers and ``.data`` writes leave a parameter's version
-        counter alone. While no optimizer is attached every backward looks; afterwards only some
-        of those that come without a step for longer than usual, which costs an attached run
-        nothing and still finds an optimizer that took its place.
-        """
-        if self._watched is not None and self._watched() is weight:
-            return
-
-        def look(parameter: Tensor) -> None:
-            self._backwards += 1
-            count = self._backwards
-            overdue = count > max(1, self._usual_backwards) and count & (count - 1) == 0
-            due = (overdue or not self.attached) and not self.unaligned
-            if due and self.breaks(parameter):
-                raise BrokenPatternError(
-                    f"{self.name} ({self.pattern}) holds values where its mask says zero: an optimizer "
-                    "or other code wrote it without projecting. Call hf_nm.attach(optimizer, model) "
-                    "before training (NMTrainer does it by itself), and write dense weights inside "
-                    "`with hf_nm.dense_weights(model):`"
-                )
-
-        if not weight.is_leaf:  # computed by a parametrization
-            return
-        frozen = not weight.requires_grad
-        if frozen:  # the hook needs a leaf that requires grad, and stays when it is frozen again
-            weight.requires_grad_(True)
-        self._watch = weight.register_post_accumulate_grad_hook(look)
-        if frozen:
-            weight.requires_grad_(False)
-        self._watched = weakref.ref(weight)
-
-    def unwatch(self) -> None:
-        """Stop watching the parameter."""
-        if self._watch is not None:
-            self._watch.remove()
-        self._watch = self._watched = None
-
-    def stepped(self) -> None:
-        """An attached optimizer reached this weight."""
-        self.attached = True
-        self._usual_backwards = max(self._usual_backwards, self._backwards)
-        self._backwards = 0
+    def follow(self, weight: Tensor) -> None:
+        """Watch the parameter in backward passes."""
+        self.watch.follow(weight, self._look)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast what waits beside the weight, as ``nn.Module._apply`` does the weight."""
-        if self.mask is None:
+        if self.parts is None:
             return
-        mask = fn(self.mask).to(torch.bool)  # nn.Module.type(dtype) casts everything
+        mask = fn(self.parts.mask).to(torch.bool)  # nn.Module.type(dtype) casts everything
         if mask.device.type == "meta":  # FSDP2 shards there and brings the values back afterwards
-            self.whole, self.mask, self.pruned = (self.mask, self.pruned), None, None
+            self.waiting, self.parts = self.parts, None
             return
-        self.mask = mask
-        if self.pruned is not None:
-            self.pruned = fn(self.pruned)
+        aside = None if self.parts.aside is None else fn(self.parts.aside)
+        extras = {name: fn(tensor) for name, tensor in self.parts.extras.items()}
+        self.parts = replace(self.parts, mask=mask, aside=aside, extras=extras)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy is attached to no optimizer, and hooks belong to the original's parameter.
-        fresh = {
-            "attached": False,
-            "unaligned": False,
-            "_backwards": 0,
-            "_watch": None,
-            "_watched": None,
-        }
-        return self.__dict__ | fresh
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _look(self, parameter: Tensor) -> None:
+        if self.breaks(parameter):
+            raise broken_weight(
+                f"{self.name} ({self.pattern})",
+                "an optimizer or other code wrote it without projecting. Call hf_nm.attach(optimizer, "
+                "model) before training (NMTrainer does it by itself), and write dense weights inside",
+            )
+
+    def _follow(self, part: Tensor) -> None:
+        """Be on the device of the weight, and in its dtype."""
+        parts = self.parts
+        assert parts is not None
+        aside = None if parts.aside is None else parts.aside.to(part)
+        extras = {name: tensor.to(part.device) for name, tensor in parts.extras.items()}
+        self.parts = replace(parts, mask=parts.mask.to(part.device), aside=aside, extras=extras)
+
+    def _mask_of(self, dense: Tensor, extras: dict[str, Tensor]) -> Tensor:
+        score = self.method.score
+        scores = dense if score is None else score(dense, extras)
+        return nm_mask(scores, self.step_pattern.n, self.step_pattern.m, self.dim)
+
+    def _merge(self, part: Tensor) -> None:
+        if self.aside is None:
+            return
+        if self.method.keeps is Aside.DENSE:
+            part.copy_(self.aside)
+        else:
+            merge_(part, self.aside)
+
+    def _split(self, part: Tensor, *, update_mask: bool) -> Tensor:
+        """Let ``part`` hold ``S`` in place of ``W``, and the parts what belongs to it."""
+        method, pattern, parts = self.method, self.step_pattern, self.parts
+        assert parts is not None
+        if parts.aside is None and method.keeps is not Aside.NOTHING:
+            parts = self.parts = replace(parts, aside=torch.zeros_like(part))
+        if method.is_plain:
+            return split_(part, parts.aside, parts.mask, pattern, self.dim, update_mask=update_mask)
+        flips = torch.zeros((), dtype=torch.int64, device=part.device)
+        if update_mask:
+            mask = self._mask_of(part, parts.extras)
+            flips = torch.count_nonzero(mask != parts.mask)
+            parts.mask.copy_(mask)
+        dense = part.clone()
+        if method.project is not None:
+            part.copy_(method.project(dense, parts.mask, parts.extras))
+        zero_pruned_(part, parts.mask)
+        if method.keeps is Aside.DENSE and parts.aside is not None:
+            parts.aside.copy_(dense)
+        elif parts.aside is not None:
+            parts.aside.copy_(dense.masked_fill(parts.mask, 0))
+        return flips
+
+
+def _obeys(part: Tensor, mask: Tensor) -> bool:
+    """Whether the local part of a weight is zero where a mask says so."""
+    return mask.shape == part.shape and not breaks_mask(part, mask)

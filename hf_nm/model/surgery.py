@@ -10,7 +10,9 @@ from torch import nn
 
 from hf_nm.formats.manifest import KEY, Manifest, match_names
 from hf_nm.methods.method import Method, check_decay
+from hf_nm.methods.named import parse_method
 from hf_nm.model.layers import NMLayer, make_dense, make_sparse
+from hf_nm.model.parts import Spec
 from hf_nm.model.refused import check_plain
 from hf_nm.model.report import report
 from hf_nm.model.sharding import check_shards
@@ -67,7 +69,7 @@ def sparsify(
         TypeError: ``n`` or ``m`` is not an integer, or ``model`` not a module.
     """
     pattern = NMPattern(n, m)
-    method = Method.parse(method)
+    method = parse_method(method)
     decay = check_decay(decay)
     check_plain(model)
     if _config_manifest(model) is not None:
@@ -110,7 +112,7 @@ def finalize(model: ModelT) -> ModelT:
     if not weights:
         raise ValueError("finalize needs a sparsified model, but this one has no N:M weight")
     for w in weights:
-        w.state.settle(w.weight)
+        w.state.match_placement(w.weight)
         if w.state.is_dense or w.state.breaks(w.weight):
             raise BrokenPatternError(
                 f"{w.name} does not hold its sparse {w.pattern} weight just now; leave "
@@ -181,7 +183,7 @@ def restore(
         check_pattern(name, weight, pattern, dim)
         owners = tuple(holders[id(weight)])
         found.append(Target(name, tuple(weight.shape), dim, pattern, owners))
-    method = Method.parse(manifest.method if method is None else method)
+    method = parse_method(manifest.method if method is None else method)
     decay = manifest.decay if decay is None else check_decay(decay)
     _convert(model, found, method, decay)
     _record(model, manifest.pattern, method, decay, found)
@@ -197,9 +199,9 @@ def _convert(model: nn.Module, found: list[Target], method: Method, decay: float
     for target in found:
         module, local = target.owners[0]
         weight = getattr(module, local)
-        state = NMState(target.name, target.pattern, target.dim, method, decay)
-        state.take(weight)
-        state.watch(weight)
+        state = NMState(Spec(target.name, target.pattern, target.dim, method, decay))
+        state.project_dense(weight)
+        state.follow(weight)
         for owner, name in target.owners:
             make_sparse(owner, {name: state})
 

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from hf_nm import compat
 from hf_nm.model.layers import NMLayer
+from hf_nm.model.replaced import replace_in_all
 from hf_nm.model.sharding import like_weight, local
 from hf_nm.model.state import NMState
 from hf_nm.sparsity.check import BrokenPatternError
@@ -119,27 +120,22 @@ def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
             "dense_weights needs a model with N:M weights, but this one has none; "
             "call hf_nm.sparsify(model) first"
         )
-    savers = [
-        module
-        for module in model.modules()
-        if hasattr(module, "save_pretrained") and "save_pretrained" not in module.__dict__
-    ]
+    savers = replace_in_all(list(model.modules()), "save_pretrained", _refuse_to_save)
     try:
-        for module in savers:
-            module.__dict__["save_pretrained"] = _refuse_to_save
         with open_weights(weights):
             yield model
     finally:
-        for module in savers:
-            module.__dict__.pop("save_pretrained", None)
+        for saver in savers:
+            saver.remove()
 
 
 @contextmanager
 def open_weights(weights: list[SparseWeight]) -> Iterator[None]:
     """What :func:`dense_weights` does, for some weights of a model."""
     for w in weights:
-        w.state.settle(w.weight)
-        if w.state.mask is None and w.state.whole is not None and w.weight.device.type != "meta":
+        w.state.match_placement(w.weight)
+        waits = w.state.mask is None and w.state.waiting is not None
+        if waits and w.weight.device.type != "meta":
             raise ValueError(
                 f"{w.name} was sharded after sparsify and ranks have not agreed on its mask yet; call "
                 "hf_nm.attach(optimizer, model) on every rank first"
@@ -156,7 +152,7 @@ def open_weights(weights: list[SparseWeight]) -> Iterator[None]:
         yield
     finally:
         for w in opened:
-            w.state.split(w.weight, update_mask=w.state.moves)
+            w.state.split(w.weight, update_mask=w.state.updates_mask)
 
 
 def _open(w: SparseWeight) -> bool:
@@ -165,9 +161,7 @@ def _open(w: SparseWeight) -> bool:
     if whole:
         w.state.merge(w.weight)
     else:
-        w.state.is_dense = True
-        if w.state.pruned is not None:
-            w.state.pruned.zero_()
+        w.state.take_as_dense()
     return whole
 
 

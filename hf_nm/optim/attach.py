@@ -12,24 +12,21 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hf_nm.methods.method import FIXED, STE
 from hf_nm.model.refused import checked_model, inner_optimizer
-from hf_nm.model.sharding import local, placed_as
+from hf_nm.model.replaced import Replaced
 from hf_nm.model.weights import SparseWeight, sparse_weights
 from hf_nm.optim import resume
 from hf_nm.optim.before_step import Readiness
-from hf_nm.optim.guards import StepGuard, load_hooks
+from hf_nm.optim.guards import guard_loading, guard_modes, guard_step
 from hf_nm.optim.meter import MaskMeter
-from hf_nm.optim.modes import ModeGuard
 from hf_nm.optim.schedule import Schedule
+from hf_nm.optim.step import Step
 
 
 def attach(
@@ -89,10 +86,14 @@ def attach(
     return Attachment(optimizer, outer, model, schedule)
 
 
-class Attachment(MaskMeter):
-    """The handle that :func:`attach` returns.
+class Attachment:
+    """The handle that :func:`attach` returns: it acts around each step until :meth:`remove`.
 
-    It measures (:class:`~hf_nm.optim.meter.MaskMeter`) and, until :meth:`remove`, acts around each step.
+    Attributes:
+        optimizer: the torch optimizer.
+        model: the model, without wrappers.
+        schedule: when masks move, and how the decay rises.
+        meter: SAD and flips of the optimizer's N:M weights, and the steps it has taken.
     """
 
     def __init__(
@@ -102,16 +103,37 @@ class Attachment(MaskMeter):
         model: nn.Module,
         schedule: Schedule,
     ) -> None:
-        super().__init__(optimizer, model)
+        self.optimizer = optimizer
+        self.model = model
         self.schedule = schedule
-        self._stepping: list[SparseWeight] = []
-        self._open: list[SparseWeight] = []
-        self._before_closure: list[Tensor] = []
+        self.meter = MaskMeter(optimizer, model)
+        self._step: Step | None = None  # between steps, and in one that is skipped
         self._depth = 0
-        self._skipping = False
         self._loading: dict[str, Any] | None = None
 
-        everything = sparse_weights(model)
+        weights = self._checked_weights()
+        self._readiness = Readiness(model)
+        self.meter.start_anew(self._readiness.at_attach(weights))
+        for w in weights:
+            self.meter.history(w)
+            w.state.watch.attached()
+        self._hold_until_next(weights)
+
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_post_hook(self._save),
+            *guard_loading(optimizer, self._take_from_checkpoint, self._load_taken),
+            *guard_modes(optimizer, self.weights),
+        ]
+        self._guards: list[Replaced] = []
+        self._guard(optimizer)
+        self._guard(outer)
+        optimizer._nm_attachment = self  # type: ignore[attr-defined]
+
+    def _checked_weights(self) -> list[SparseWeight]:
+        """The optimizer's N:M weights, if it can be attached to them."""
+        everything = sparse_weights(self.model)
         if not everything:
             raise ValueError(
                 "attach needs a model with N:M weights, but this one has none; call "
@@ -124,52 +146,70 @@ class Attachment(MaskMeter):
                 f"{everything[0].name}); build it from model.parameters() of this very model (frozen "
                 "ones, as the base under PEFT, stay N:M without attach: use a plain Trainer or loop)"
             )
-        if schedule.decay_warmup_steps and all(w.state.method in (STE, FIXED) for w in weights):
+        warmup = self.schedule.decay_warmup_steps
+        if warmup and not any(w.state.spec.method.uses_decay for w in weights):
             raise ValueError(
-                f"decay_warmup_steps={schedule.decay_warmup_steps}, but none of these weights has a "
-                f"decay to warm up (method {weights[0].state.method.name!r}); leave it out, or use "
+                f"decay_warmup_steps={warmup}, but none of these weights has a decay to warm up "
+                f"(method {weights[0].state.spec.method.name!r}); leave it out, or use "
                 "hf_nm.sparsify(model, method='sr-ste')"
             )
-        if resume.was_lost(optimizer.param_groups):
+        if resume.was_lost(self.optimizer.param_groups):
             raise ValueError(
                 "the optimizer's checkpoint was loaded before attach, so the masks and pruned parts "
                 "in it were lost; call hf_nm.attach(optimizer, model) first, then "
                 "optimizer.load_state_dict(...) (in another Trainer: NMCallback(...).install(trainer))"
             )
-        self._readiness = Readiness(model)
-        self._start_anew(self._readiness.at_attach(weights))
-        for w in weights:
-            self.history(w)
-            w.state.stepped()
-        self._hold_until_next(weights)
-
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_state_dict_post_hook(self._save),
-            *load_hooks(optimizer, self._take_from_checkpoint, self._load_taken),
-        ]
-        self._guards: list[StepGuard] = []
-        self._guard(optimizer)
-        self._guard(outer)
-        self._modes = ModeGuard(optimizer, self.weights)
-        optimizer._nm_attachment = self  # type: ignore[attr-defined]
+        return weights
 
     def remove(self) -> None:
         """Detach: the weights keep their pattern, further steps of the optimizer are not projected
         (the next backward would say so)."""
-        for hook in self._hooks:
+        for hook in [*self._hooks, *self._guards]:
             hook.remove()
+        self._guards.clear()
         for w in self.weights():
-            w.state.attached = w.state.held = False
+            w.state.watch.detached()
+            w.state.hold(held=False, frozen=False)
         if getattr(self.optimizer, "_nm_attachment", None) is self:
             del self.optimizer._nm_attachment
-        for guard in self._guards:
-            guard.remove()
-        self._guards.clear()
-        self._modes.remove()
 
-    # -- around a step -----------------------------------------------------------------------------
+    # -- measuring -------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Effective optimizer steps so far."""
+        return self.meter.step
+
+    @property
+    def step_at_mark(self) -> int:
+        """``step`` at the last :meth:`mark`."""
+        return self.meter.step_at_mark
+
+    def weights(self) -> list[SparseWeight]:
+        """The N:M weights in the optimizer's ``param_groups`` now."""
+        return self.meter.weights()
+
+    def sad(self, since: str = "start") -> int:
+        """SAD between the masks at ``since`` and now, in mask entries: see :meth:`MaskMeter.sad`."""
+        return self.meter.sad(since)
+
+    def sad_per_layer(self, since: str = "start") -> dict[str, int]:
+        """:meth:`sad` of each weight by its name."""
+        return self.meter.sad_per_layer(since)
+
+    def flips_per_layer(self, since: str = "start") -> dict[str, int]:
+        """Mask entries that changed, summed step by step since ``since``, by weight."""
+        return self.meter.flips_per_layer(since)
+
+    def flip_rate(self, since: str = "start") -> float:
+        """Flips summed step by step / (N:M weights x steps) since ``since``: a fraction in [0, 1]."""
+        return self.meter.flip_rate(since)
+
+    def mark(self) -> None:
+        """Measure ``since="mark"`` from the present masks on (the Trainers do it at each log)."""
+        self.meter.mark()
+
+    # -- around a step ---------------------------------------------------------------------------------
 
     @torch.compiler.disable  # `torch.compile(optimizer.step)` compiles the step alone
     @torch.no_grad()
@@ -180,9 +220,8 @@ class Attachment(MaskMeter):
         self._depth += 1
         if self._depth > 1:
             return None
-        self._project(count=False)  # nothing, unless a step ended in a way that left no trace
-        self._skipping = _overflowed(optimizer)
-        if self._skipping:
+        self._close()  # nothing, unless a step ended in a way that left no trace
+        if _overflowed(optimizer):
             return None
         weights = self.weights()
         if not weights:
@@ -190,23 +229,18 @@ class Attachment(MaskMeter):
                 "the optimizer holds no N:M weight any more (finalized, or its param_groups were "
                 "replaced); call .remove() on the handle to train on without hf_nm"
             )
-        self._start_anew(self._readiness.before_step(weights))
+        self.meter.start_anew(self._readiness.before_step(weights))
         for w in weights:
-            self.history(w)
-            w.state.stepped()
+            self.meter.history(w)
+            w.state.watch.stepped()
 
-        self._stepping = weights
+        step = self._step = Step(optimizer, weights, self.schedule.decay_factor(self.step + 1))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             scale = getattr(optimizer, "grad_scale", None)
-            self._open = [w for w in weights if w.weight.grad is not None]
-            self._enter_dense(1.0 if scale is None else scale)
+            step.open(1.0 if scale is None else scale)
             return None
-        self._open = weights
-        self._before_closure = [w.state.mask.clone() for w in weights if w.state.mask is not None]
-        for w in weights:
-            w.state.merge(w.weight)
-        wrapped = self._at_sparse_weights(closure)
+        wrapped = step.open_for(closure)
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, kwargs | {"closure": wrapped}
@@ -215,89 +249,50 @@ class Attachment(MaskMeter):
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
-        if self._depth > 0:
+        if self._depth > 0 or self._step is None:
             return
-        if self._skipping:
-            self._skipping = False
-            return
-        self.step += 1
-        for w in self._stepping:
-            w.state.held = not self.schedule.moves_masks_at(self.step)
-        self._project(count=True)
-        self._hold_until_next(self._stepping)
+        step = self._step
+        self.meter.step += 1
+        for w in step.weights:
+            w.state.at_step(self.step)
+            w.state.hold(
+                held=not self.schedule.moves_masks_at(self.step), frozen=w.state.mask_frozen
+            )
+        self.meter.add(step.close())
+        self._step = None
+        self._hold_until_next(step.weights)
 
-    def _enter_dense(self, scale: float | Tensor) -> None:
-        """Gradients get the method's change, parameters their dense weight: weight by weight, so
-        that each pruned part is read from memory once."""
-        ascending = {  # torch negates these gradients in the step, and the decay must still shrink
-            id(parameter)
-            for group in self.optimizer.param_groups
-            if group.get("maximize")
-            for parameter in group["params"]
-        }
-        scale = scale * self.schedule.decay_factor(self.step + 1)
-        for w in self._open:
-            gradient, state = w.weight.grad, w.state
-            if gradient is not None:
-                gradient = w.weight.grad = placed_as(gradient, w.weight)
-                assert state.mask is not None
-                strength = state.decay * scale * (-1.0 if id(w.weight) in ascending else 1.0)
-                state.method.adjust_gradient(local(gradient), state.pruned, state.mask, strength)
-            state.merge(w.weight)
-
-    def _project(self, *, count: bool) -> None:
-        """Sparse weights again in everything that is open; safe to call at any time."""
-        before = self._before_closure
-        for index, w in enumerate(self._open):
-            flips = w.state.split(w.weight, update_mask=w.state.moves)
-            mask = w.state.mask
-            if before and mask is not None:  # a closure moved masks in between: count the net
-                flips = torch.count_nonzero(before[index] != mask)
-            if count and flips is not None:
-                self.history(w).add(flips)
-        self._open = []
-        self._before_closure = []
-
-    def _at_sparse_weights(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """``closure`` for optimizers that evaluate the loss inside ``step`` (LBFGS, SAM): it sees
-        the sparse weights, and its gradients get the method's change."""
-
-        @functools.wraps(closure)
-        def evaluate() -> Any:
-            with torch.no_grad():
-                for w in self._open:
-                    w.state.split(w.weight, update_mask=w.state.moves)
-            loss = closure()
-            with torch.no_grad():
-                self._enter_dense(1.0)
-            return loss
-
-        return evaluate
+    def _close(self) -> None:
+        """Project what a step left open, and forget the step."""
+        if self._step is not None:
+            self._step.close()
+            self._step = None
 
     def _hold_until_next(self, weights: list[SparseWeight]) -> None:
         """Tell the weights whether a projection between steps may move masks: only where every step
-        does."""
+        does; and whether they are frozen for good."""
         held = self.schedule.mask_interval > 1 or not self.schedule.moves_masks_at(self.step + 1)
         for w in weights:
-            w.state.held = held
+            w.state.at_step(self.step)
+            w.state.hold(held=held, frozen=self.schedule.freezes_masks_after(self.step))
 
     def _guard(self, owner: torch.optim.Optimizer) -> None:
         if all(owner is not guard.owner for guard in self._guards):
-            self._guards.append(StepGuard(owner, self._after_failure))
+            self._guards.append(guard_step(owner, self._after_failure))
 
     def _after_failure(self) -> None:
         self._depth = 0
-        self._project(count=False)
+        self._close()
 
-    # -- checkpoints -------------------------------------------------------------------------------
+    # -- checkpoints -----------------------------------------------------------------------------------
 
     def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-        resume.save_into(state_dict, self)
+        resume.save_into(state_dict, self.meter)
 
     def _take_from_checkpoint(
         self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
     ) -> None:
-        self._loading = resume.take_from(state_dict, self)
+        self._loading = resume.take_from(state_dict, self.meter, self.schedule)
         if self._loading is None:
             warnings.warn(
                 "this optimizer checkpoint was saved without hf_nm: masks stay as they are and "
@@ -307,7 +302,7 @@ class Attachment(MaskMeter):
 
     def _load_taken(self, optimizer: torch.optim.Optimizer) -> None:
         if self._loading is not None:
-            resume.load(self._loading, self)
+            resume.load(self._loading, self.meter)
             self._hold_until_next(self.weights())
         self._loading = None
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hf_nm.model.sharding import is_sharded
+from hf_nm.model.sharding import is_sharded, several_processes
 from hf_nm.model.weights import SparseWeight, sparse_weights, wrote_dense
-from hf_nm.optim.ranks import align_ranks, settle_shards, several_processes
-from hf_nm.sparsity.check import BrokenPatternError
+from hf_nm.optim.ranks import align_ranks, settle_shards
+from hf_nm.sparsity.check import broken_weight
 
 
 class Readiness:
@@ -34,10 +34,8 @@ class Readiness:
         if several_processes():
             # DDP gives all ranks the first one's sparse weights, to which masks of other ranks need
             # not belong: that is settled at the first step, where every rank takes part.
-            for w in sparse_weights(self.model):
-                w.state.unaligned = not is_sharded(w.weight)
-        else:
-            self._meet(weights)
+            return renewed
+        self._check_new(weights)
         return renewed
 
     def before_step(self, weights: list[SparseWeight]) -> list[SparseWeight]:
@@ -49,13 +47,13 @@ class Readiness:
         """
         for w in weights:
             _check_whole(w)
-        renewed = settle_shards(weights) + self._meet(weights)
+        renewed = settle_shards(weights) + self._check_new(weights)
         for w in weights:
-            w.state.watch(w.weight)  # another parameter than before, if it was sharded since
+            w.state.follow(w.weight)  # another parameter than before, if it was sharded since
         self._find_dense_writes(weights)
         return renewed
 
-    def _meet(self, weights: list[SparseWeight]) -> list[SparseWeight]:
+    def _check_new(self, weights: list[SparseWeight]) -> list[SparseWeight]:
         """Weights seen for the first time: ranks agree on them, and they obey their masks. The latter
         also where a checkpoint was loaded."""
         renewed: list[SparseWeight] = []
@@ -66,22 +64,23 @@ class Readiness:
             everything = [w for w in sparse_weights(self.model) if w.state.mask is not None]
             if align_ranks(everything):
                 renewed = [w for w in new if not is_sharded(w.weight)]
-            for w in everything:
-                w.state.unaligned = False
         for w in weights:
             if w.name in self._known and w.state.restored is None:
                 continue
-            if w.state.breaks(w.weight):
-                raise BrokenPatternError(
-                    f"{w.name} holds values where its {w.pattern} mask says zero"
-                    + (
-                        "; the optimizer's checkpoint was loaded but not the model's: load both"
-                        if w.state.restored is not None
-                        else ": it was trained or written without hf_nm; enter and leave `with "
-                        "hf_nm.dense_weights(model):` to take the present values as dense weights"
+            if not w.state.obeyed_by(w.weight):
+                if w.state.restored is not None:
+                    raise broken_weight(
+                        w.name,
+                        "the optimizer's checkpoint was loaded but not the model's",
+                        remedy="load both",
                     )
+                raise broken_weight(
+                    w.name,
+                    "it was trained or written without hf_nm",
+                    remedy="enter and leave `with hf_nm.dense_weights(model):` to take the present "
+                    "values as dense weights",
                 )
-            w.state.restored = None
+            w.state.confirm()
             self._known.add(w.name)
         return renewed
 
@@ -92,11 +91,10 @@ class Readiness:
         found = self._dense_writes + [flag for flag in flags if flag.is_cpu]
         self._dense_writes = [flag for flag in flags if not flag.is_cpu]
         if any(bool(flag) for flag in found):
-            raise BrokenPatternError(
-                "N:M weights held values where their masks say zero when optimizer.step() was called: "
-                "other code wrote them after the last step (an average swapped in, a wrapper that "
-                "interpolates, adapters merged). Make such writes inside `with "
-                "hf_nm.dense_weights(model):`"
+            raise broken_weight(
+                "an N:M weight",
+                "other code wrote it between two steps (an average swapped in, a wrapper that "
+                "interpolates, adapters merged)",
             )
 
 
@@ -107,7 +105,7 @@ def _check_whole(w: SparseWeight) -> None:
             f"{w.name} is on the meta device; load its values before attach or step "
             "(model.to_empty(...), then model.load_state_dict(...))"
         )
-    w.state.settle(w.weight)
+    w.state.match_placement(w.weight)
     if w.state.is_dense:
         raise RuntimeError(
             f"{w.name} holds its dense weight: optimizer.step() was called inside `with "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_nm.model.sharding import sum_over_shards
 from hf_nm.model.weights import SparseWeight, sparse_weights
@@ -75,7 +75,12 @@ class MaskMeter:
             self._history[w.name] = MaskHistory(w.state.mask)
         return self._history[w.name]
 
-    def _start_anew(self, weights: list[SparseWeight]) -> None:
+    def add(self, flips: dict[str, Tensor]) -> None:
+        """Count the mask entries that one step changed, by weight."""
+        for name, changed in flips.items():
+            self._history[name].add(changed)
+
+    def start_anew(self, weights: list[SparseWeight]) -> None:
         """SAD starts at the masks that these weights have now, if it has not moved yet."""
         for w in weights:
             if w.name in self._history and not self._history[w.name].flipped("start"):

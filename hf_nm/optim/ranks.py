@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from hf_nm.model.sharding import is_sharded, local, scatter, sum_over_shards
+from hf_nm.methods.method import Aside
+from hf_nm.model.parts import Parts
+from hf_nm.model.sharding import (
+    is_sharded,
+    placement_of,
+    scatter,
+    several_processes,
+    sum_over_shards,
+)
 from hf_nm.model.weights import SparseWeight
 from hf_nm.sparsity.bits import fingerprint
-from hf_nm.sparsity.mask import breaks_mask
-
-
-def several_processes() -> bool:
-    """Whether other processes train beside this one."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @torch.no_grad()
@@ -49,10 +51,9 @@ def align_ranks(weights: list[SparseWeight]) -> bool:
         part = dist.new_group(ranks) if len(ranks) < len(digests) else None
         if dist.get_rank() in ranks:
             for w in weights:
-                if w.state.mask is not None:
-                    dist.broadcast(w.state.mask.view(torch.uint8), src=ranks[0], group=part)
-                if w.state.pruned is not None:
-                    dist.broadcast(w.state.pruned, src=ranks[0], group=part)
+                for tensor in w.state.tensors():
+                    sent = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+                    dist.broadcast(sent, src=ranks[0], group=part)
             if part is not None:
                 dist.destroy_process_group(part)
     return len(copies[digest.hexdigest()]) > 1
@@ -70,37 +71,37 @@ def settle_shards(weights: list[SparseWeight]) -> list[SparseWeight]:
     Returns:
         The weights that were.
     """
-    new = [w for w in weights if is_sharded(w.weight) and not w.state.agreed]
+    new = [w for w in weights if is_sharded(w.weight) and not w.state.agrees(w.weight)]
     for w in new:
-        w.state.settle(w.weight)
+        w.state.match_placement(w.weight)
     kept = sum_over_shards(
-        [int(w.state.whole is not None) for w in new], [w.weight for w in new], copies_too=True
+        [int(w.state.waiting is not None) for w in new], [w.weight for w in new], copies_too=True
     )
     waiting = [w for w, count in zip(new, kept, strict=True) if count]
     for w in waiting:
-        if w.state.whole is None:  # made sparse on the meta device here, from values elsewhere
-            w.state.mask = None
+        if w.state.waiting is None:  # made sparse on the meta device here, from values elsewhere
+            w.state.empty()
     for w in _disagreeing(waiting):
-        mask, pruned = w.state.whole or _nothing(w)
-        w.state.mask, w.state.sharded = scatter(mask, w.weight), True
-        w.state.pruned = None if pruned is None else scatter(pruned.to(w.weight.dtype), w.weight)
+        whole = (w.state.waiting or _nothing(w)).cast(w.weight.dtype)
+        w.state.install(whole.mapped(partial(scatter, weight=w.weight), placement_of(w.weight)))
     for w in _disagreeing(waiting):
-        w.state.take(w.weight)
+        w.state.project_dense(w.weight)
     for w in new:
-        w.state.whole, w.state.agreed = None, True
+        w.state.agree()
     return new
 
 
-def _nothing(w: SparseWeight) -> tuple[Tensor, Tensor | None]:
-    """A mask and pruned part of the whole weight's shape, which the first rank's take the place of."""
-    pruned = torch.zeros(w.weight.shape, dtype=w.weight.dtype)
-    return torch.zeros(
-        w.weight.shape, dtype=torch.bool
-    ), pruned if w.state.method.moves_masks else None
+def _nothing(w: SparseWeight) -> Parts:
+    """Parts of the whole weight's shape, which the first rank's take the place of."""
+    keeps = w.state.method.keeps is not Aside.NOTHING
+    shape, dtype = w.weight.shape, w.weight.dtype
+    mask, zeros = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=dtype)
+    make = w.state.spec.method.extras
+    return Parts(mask, zeros if keeps else None, {} if make is None else make(zeros, mask))
 
 
 def _disagreeing(weights: list[SparseWeight]) -> list[SparseWeight]:
     """Those whose shard does not obey its mask on some rank."""
-    wrong = [w.state.mask is None or breaks_mask(local(w.weight), w.state.mask) for w in weights]
+    wrong = [not w.state.obeyed_by(w.weight) for w in weights]
     counts = sum_over_shards([int(x) for x in wrong], [w.weight for w in weights], copies_too=True)
     return [w for w, count in zip(weights, counts, strict=True) if count]

@@ -5,6 +5,9 @@ One entry beside torch's own ``state`` and ``param_groups``::
     "nm_sparsity": {"version", "step", "step_at_mark",
                     "weights": {name: {"mask", "pruned", "sparse_weight", <MaskHistory>}}}
 
+``pruned`` is what the method keeps aside: the pruned part, the whole dense weight, or None. A method
+with named tensors of its own adds ``extras``.
+
 Where weights are sharded it lies in the first of the ``param_groups`` instead: torch's distributed
 checkpoints carry nothing else. Its tensors are then DTensors sharded as the weights are, so that another
 number of processes can resume.
@@ -12,37 +15,39 @@ number of processes can resume.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from hf_nm.formats.manifest import KEY
+from hf_nm.methods.method import Aside
+from hf_nm.model.parts import Parts
 from hf_nm.model.sharding import (
     is_first_holder,
     is_sharded,
     like_weight,
     local,
     part_of,
+    placement_of,
     sum_over_shards,
 )
+from hf_nm.model.weights import SparseWeight
+from hf_nm.optim.meter import MaskMeter
+from hf_nm.optim.schedule import Schedule
 from hf_nm.sparsity.bits import fingerprint, pack_bits, unpack_bits
 from hf_nm.sparsity.divergence import MaskHistory
 from hf_nm.sparsity.mask import count_kept
 
-if TYPE_CHECKING:
-    from hf_nm.model.weights import SparseWeight
-    from hf_nm.optim.attach import Attachment
-
 _VERSION = 1
 
 
-def save_into(state_dict: dict[str, Any], attachment: Attachment) -> None:
+def save_into(state_dict: dict[str, Any], meter: MaskMeter) -> None:
     """Add masks, pruned parts and counters to an optimizer's state dict. Tensors are not copied.
 
     Where weights are sharded every rank must save.
     """
-    weights = attachment.weights()
-    entries = {w.name: _entry(w, attachment.history(w)) for w in weights}
+    weights = meter.weights()
+    entries = {w.name: _entry(w, meter.history(w)) for w in weights}
     for flips in ("flips", "flips_at_mark"):
         counts = [int(entries[w.name][flips]) for w in weights]
         for w, total in zip(
@@ -51,8 +56,8 @@ def save_into(state_dict: dict[str, Any], attachment: Attachment) -> None:
             entries[w.name][flips] = torch.tensor(total)
     saved = {
         "version": _VERSION,
-        "step": attachment.step,
-        "step_at_mark": attachment.step_at_mark,
+        "step": meter.step,
+        "step_at_mark": meter.step_at_mark,
         "weights": entries,
     }
     # Read by an optimizer that is not attached, this stays in its groups: attach then says that the
@@ -65,14 +70,20 @@ def save_into(state_dict: dict[str, Any], attachment: Attachment) -> None:
 
 
 def _entry(w: SparseWeight, history: MaskHistory) -> dict[str, Any]:
-    mask, pruned = w.state.mask, w.state.pruned
-    assert mask is not None
-    entry = {
+    parts = w.state.parts
+    assert parts is not None
+    mask, aside = parts.mask, parts.aside
+    entry: dict[str, Any] = {
         "mask": like_weight(mask, w.weight),
-        "pruned": None if pruned is None else like_weight(pruned, w.weight),
+        "pruned": None if aside is None else like_weight(aside, w.weight),
         "sparse_weight": 0 if is_sharded(w.weight) else fingerprint(w.weight),
         **history.state_dict(),
     }
+    if parts.extras:
+        entry["extras"] = {
+            name: like_weight(tensor, w.weight) if tensor.ndim else tensor
+            for name, tensor in parts.extras.items()
+        }
     if is_sharded(w.weight):
         for reference in ("start", "mark"):
             bits = unpack_bits(entry[reference], mask.shape)
@@ -85,7 +96,9 @@ def was_lost(param_groups: list[dict[str, Any]]) -> bool:
     return any(group.get(KEY) for group in param_groups)
 
 
-def take_from(state_dict: dict[str, Any], attachment: Attachment) -> dict[str, Any] | None:
+def take_from(
+    state_dict: dict[str, Any], meter: MaskMeter, schedule: Schedule
+) -> dict[str, Any] | None:
     """Remove the entry from a (shallow copy of a) state dict and check it against the weights.
 
     Returns:
@@ -109,7 +122,7 @@ def take_from(state_dict: dict[str, Any], attachment: Attachment) -> dict[str, A
             f"the optimizer checkpoint's {KEY} has version {saved.get('version')}, but this hf_nm "
             f"reads {_VERSION}; resume with the hf_nm that saved it"
         )
-    weights = {w.name: w for w in attachment.weights()}
+    weights = {w.name: w for w in meter.weights()}
     if weights.keys() != saved["weights"].keys():
         differing = sorted(weights.keys() ^ saved["weights"].keys())
         raise ValueError(
@@ -117,26 +130,41 @@ def take_from(state_dict: dict[str, Any], attachment: Attachment) -> dict[str, A
             f"optimizer has {len(weights)}; they differ in {len(differing)} (first: {differing[0]}). "
             "Sparsify with the same arguments as in the run that saved it"
         )
-    entries = {name: _checked(saved["weights"][name], w) for name, w in weights.items()}
+    step, frozen = saved["step"], schedule.freezes_masks_after(saved["step"])
+    entries = {
+        name: _checked(saved["weights"][name], w, step, frozen) for name, w in weights.items()
+    }
     return saved | {"weights": entries}
 
 
-def load(saved: dict[str, Any], attachment: Attachment) -> None:
+def load(saved: dict[str, Any], meter: MaskMeter) -> None:
     """Give masks, pruned parts and counters back. The model's weights may be loaded before or after."""
-    attachment.step = saved["step"]
-    attachment.step_at_mark = saved["step_at_mark"]
-    for w in attachment.weights():
-        entry, state, device = saved["weights"][w.name], w.state, local(w.weight).device
-        state.mask = entry["mask"].to(device, copy=True)
-        if entry["pruned"] is not None:
-            state.pruned = entry["pruned"].to(device, w.weight.dtype, copy=True)
-        state.restored, state.whole = entry["sparse_weight"], None
-        state.sharded = is_sharded(w.weight)
-        attachment.history(w).load_state_dict(entry)
+    meter.step = saved["step"]
+    meter.step_at_mark = saved["step_at_mark"]
+    for w in meter.weights():
+        entry, device = saved["weights"][w.name], local(w.weight).device
+        aside = entry["pruned"]
+        parts = Parts(
+            entry["mask"].to(device, copy=True),
+            None if aside is None else aside.to(device, w.weight.dtype, copy=True),
+            {name: t.to(device, copy=True) for name, t in entry.get("extras", {}).items()},
+            placement_of(w.weight),
+            agreed=True,
+        )
+        w.state.install(parts, restored=entry["sparse_weight"])
+        meter.history(w).load_state_dict(entry)
 
 
-def _checked(entry: dict[str, Any], w: SparseWeight) -> dict[str, Any]:
-    """The entry of one weight, cut to this process's part of it."""
+def _checked(entry: dict[str, Any], w: SparseWeight, step: int, frozen: bool) -> dict[str, Any]:
+    """The entry of one weight, cut to this process's part of it.
+
+    Args:
+        entry: as saved.
+        w: its weight.
+        step: at which it was saved.
+        frozen: whether masks are frozen for good at that step: then nothing is kept aside, though older
+            checkpoints have it.
+    """
     mask = entry["mask"]
     if mask is None or mask.shape != w.weight.shape:
         got = None if mask is None else tuple(mask.shape)
@@ -145,9 +173,16 @@ def _checked(entry: dict[str, Any], w: SparseWeight) -> dict[str, Any]:
             f"{tuple(w.weight.shape)}; resume with the model that saved it"
         )
     entry = dict(entry)
+    if frozen:
+        entry["pruned"] = None
     for name in ("mask", "pruned"):
         if entry[name] is not None:
             entry[name] = part_of(entry[name], w.weight)
+    if "extras" in entry:
+        entry["extras"] = {
+            name: part_of(tensor, w.weight) if tensor.ndim else tensor
+            for name, tensor in entry["extras"].items()
+        }
     for reference in ("start", "mark"):
         bits = entry[reference]
         if bits.dtype == torch.uint8:  # packed, of a whole weight
@@ -155,15 +190,20 @@ def _checked(entry: dict[str, Any], w: SparseWeight) -> dict[str, Any]:
         entry[reference] = pack_bits(part_of(bits, w.weight))
     if not is_first_holder(w.weight):  # flips are summed over those who hold parts
         entry |= {name: torch.zeros_like(entry[name]) for name in ("flips", "flips_at_mark")}
-    kept = count_kept(entry["mask"], w.pattern, w.state.dim)
-    if not bool((kept == w.pattern.n).all()):
+    pattern = w.state.pattern_at(step)
+    kept = count_kept(entry["mask"], pattern, w.state.dim)
+    if not bool((kept == pattern.n).all()):
         raise ValueError(
-            f"the optimizer checkpoint's mask of {w.name} is not {w.pattern}; sparsify with the "
+            f"the optimizer checkpoint's mask of {w.name} is not {pattern}; sparsify with the "
             "pattern of the run that saved it"
         )
-    if (entry["pruned"] is None) == w.state.method.moves_masks:
+    method = w.state.spec.method
+    keeps = method.keeps is not Aside.NOTHING and not frozen
+    if (entry["pruned"] is not None) != keeps:
         raise ValueError(
             f"the optimizer checkpoint of {w.name} was saved with another method than "
-            f"{w.state.method.name!r}; sparsify with the method of the run that saved it"
+            f"{method.name!r}"
+            + (", or after its masks were frozen (freeze_masks_at)" if keeps else "")
+            + "; sparsify with the method and attach with the schedule of the run that saved it"
         )
     return entry

@@ -44,6 +44,10 @@ class Schedule:
         frozen = self.freeze_masks_at is not None and step > self.freeze_masks_at
         return not frozen and step % self.mask_interval == 0
 
+    def freezes_masks_after(self, step: int) -> bool:
+        """Whether masks move no more after ``step``."""
+        return self.freeze_masks_at is not None and step >= self.freeze_masks_at
+
     def decay_factor(self, step: int) -> float:
         """What the decay is multiplied by at ``step``: up to 1.0."""
         return min(1.0, step / self.decay_warmup_steps) if self.decay_warmup_steps else 1.0

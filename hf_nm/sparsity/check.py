@@ -15,6 +15,18 @@ class BrokenPatternError(ValueError):
     """A weight that should be N:M holds values where its mask says zero."""
 
 
+def broken_weight(which: str, cause: str, *, remedy: str = "") -> BrokenPatternError:
+    """The error for values where a mask says zero.
+
+    Args:
+        which: the weight, or the weights, for the message.
+        cause: when or how it came to that.
+        remedy: what to do; by default to write inside ``dense_weights``.
+    """
+    remedy = remedy or "make such writes inside `with hf_nm.dense_weights(model):`"
+    return BrokenPatternError(f"{which} held values where its mask says zero: {cause}; {remedy}")
+
+
 def check_shape(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, pattern: NMPattern, dim: int
 ) -> None:

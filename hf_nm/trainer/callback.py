@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from hf_nm.model.refused import check_trainer
+from hf_nm.model.replaced import Replaced
 from hf_nm.model.weights import sparse_weights
 from hf_nm.optim import sad_log
 from hf_nm.optim.attach import Attachment, attach
@@ -79,14 +81,16 @@ class NMCallback(TrainerCallback):
                 "decay_warmup_steps to one place only"
             )
         handler.callbacks = [self, *(other for other in handler.callbacks if other is not self)]
-        create_optimizer = trainer.create_optimizer
 
-        def create_attached_optimizer(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-            optimizer = create_optimizer(*args, **kwargs)
-            self._attach(optimizer, trainer.model)
-            return optimizer
+        def attaching(create: Callable[..., Any]) -> Callable[..., Any]:
+            def create_optimizer(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+                optimizer = create(*args, **kwargs)
+                self._attach(optimizer, trainer.model)
+                return optimizer
 
-        trainer.create_optimizer = create_attached_optimizer  # type: ignore[method-assign]
+            return create_optimizer
+
+        Replaced(trainer, "create_optimizer", attaching)
         self._card = RunCard(trainer, self)
         return self
 
@@ -113,7 +117,7 @@ class NMCallback(TrainerCallback):
         handle = self.attachment
         if handle is None or logs is None or "loss" not in logs:
             return
-        measured = sad_log.measure(handle)
+        measured = sad_log.measure(handle.meter)
         totals = sad_log.totals(measured)
         logs.update(totals)
         # The Trainer keeps a copy of each log before it calls back.

@@ -14,6 +14,7 @@ from hf_nm.environment import environment
 from hf_nm.formats.manifest import KEY
 from hf_nm.hub import facts, readme
 from hf_nm.hub.scores import Score
+from hf_nm.model.replaced import Replaced
 from hf_nm.optim.sad_log import sad_summary
 
 
@@ -31,7 +32,7 @@ class RunCard:
         self.scores: Sequence[Score] = ()
         self._written: tuple[str | None, bool] = (None, False)
         self._create = trainer.create_model_card
-        trainer.create_model_card = self.create
+        Replaced(trainer, "create_model_card", lambda _: self.create)
 
     def create(
         self, *args: Any, scores: Score | Sequence[Score] | None = None, **kwargs: Any

@@ -38,7 +38,7 @@ def test_fixed_masks_never_move():
     for step in range(10):
         train(model, optimizer, [step])
         for w, gradient in zip(hf_nm.sparse_weights(model), optimizer.given[::2], strict=True):
-            assert w.state.pruned is None
+            assert w.state.aside is None
             assert torch.equal(w.mask, before[w.name])
             assert torch.equal(w.dense_weight(), w.weight.detach())
             assert not gradient[~w.mask].count_nonzero()

@@ -57,7 +57,7 @@ def test_training_in_a_low_precision(dtype):
         assert_same_bits(w.dense_weight(), plain.get_parameter(w.name).detach())
     train(model, optimizer, range(5))
     for w in hf_nm.sparse_weights(model):
-        assert w.weight.dtype == w.state.pruned.dtype == dtype
+        assert w.weight.dtype == w.state.aside.dtype == dtype
         assert torch.equal(w.mask, hf_nm.nm_mask(w.dense_weight(), 2, 4))
     assert_sparse(model)
 

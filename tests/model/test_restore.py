@@ -76,7 +76,7 @@ def test_restore(kind: str, method: str) -> None:
     for w in hf_nm.sparse_weights(model):
         assert torch.equal(w.mask, masks[w.name])
         assert torch.equal(w.dense_weight(), w.weight)
-        assert (w.state.method.name, w.state.decay) == (method, 0.5)
+        assert (w.state.method.name, w.state.spec.decay) == (method, 0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     hf_nm.attach(optimizer, model)
     model(**batch(model)).loss.backward()
@@ -88,7 +88,7 @@ def test_restore_with_another_method() -> None:
     model = hf_nm.finalize(hf_nm.sparsify(bert()))
     hf_nm.restore(model, method="fixed", decay=0.25)
     state = hf_nm.sparse_weights(model)[0].state
-    assert (state.method.name, state.decay) == ("fixed", 0.25)
+    assert (state.method.name, state.spec.decay) == ("fixed", 0.25)
 
 
 def test_restore_of_a_method_of_ones_own() -> None:

@@ -65,7 +65,7 @@ def lockstep(
     """Train the sparsified ``model`` with hf_nm and the dense ``twin`` with the reference."""
     state = hf_nm.sparse_weights(model)[0].state
     reference = Reference(
-        twin, patterns_of(hf_nm.report(model).layers), state.method.name, state.decay
+        twin, patterns_of(hf_nm.report(model).layers), state.method.name, state.spec.decay
     )
     optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad])
     twin_optimizer = make_optimizer([p for p in twin.parameters() if p.requires_grad])
@@ -108,7 +108,7 @@ def lockstep(
 def assert_sum_is_dense(w: hf_nm.SparseWeight, where: str) -> None:
     """``S + R == W`` and ``S == E*W``, bit for bit."""
     sparse, dense = w.weight.detach(), w.dense_weight()
-    pruned = torch.zeros_like(dense) if w.state.pruned is None else w.state.pruned
+    pruned = torch.zeros_like(dense) if w.state.aside is None else w.state.aside
     zero = torch.zeros_like(dense)
     assert_same_bits(sparse + pruned, dense, f"S + R of {where}")
     assert_same_bits(sparse, torch.where(w.mask, dense, zero), f"S of {where}")

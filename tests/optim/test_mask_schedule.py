@@ -36,7 +36,7 @@ import hf_nm
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_steps_at_which_masks_move(options, moving_steps, accumulate):
     """Red if masks move at another step, or the dense weight departs from the reference in between
-    (its pruned part is then not what the mask says)."""
+    (its pruned part is then not what the mask says), or frozen masks are not trained as fixed ones."""
     model, reference = twins()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     reference_optimizer = torch.optim.SGD(reference.model.parameters(), lr=0.2, momentum=0.9)
@@ -56,6 +56,8 @@ def test_steps_at_which_masks_move(options, moving_steps, accumulate):
         if step in moving_steps:
             reference.fixed_masks = {}
             reference.fixed_masks = reference.masks()
+        if step == options.get("freeze_masks_at"):
+            reference.freeze()
         assert_equals_reference(model, reference)
         assert_sparse(model)
         change = sum(hf_nm.sad(before[name], mask) for name, mask in masks(model).items())

@@ -173,7 +173,7 @@ def test_weights_only_and_exact(tmp_path):
     for w in hf_nm.sparse_weights(model):
         assert entry["weights"][w.name]["mask"].dtype == torch.bool
         assert torch.equal(entry["weights"][w.name]["mask"], w.mask)
-        assert torch.equal(entry["weights"][w.name]["pruned"], w.state.pruned)
+        assert torch.equal(entry["weights"][w.name]["pruned"], w.state.aside)
     for state in optimizer.state.values():
         assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
 

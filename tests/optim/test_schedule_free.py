@@ -20,7 +20,7 @@ from training import (
 )
 
 import hf_nm
-from hf_nm.optim.attach import modes
+from hf_nm.optim import guards
 
 schedulefree = pytest.importorskip("schedulefree")
 
@@ -89,8 +89,8 @@ def test_a_mode_it_is_in_costs_nothing(monkeypatch):
     model = sparse_mlp()
     optimizer, _ = started(model)
     train(model, optimizer, range(2))
-    opened, original = [], modes.open_weights
-    monkeypatch.setattr(modes, "open_weights", lambda w: opened.append(len(w)) or original(w))
+    opened, original = [], guards.open_weights
+    monkeypatch.setattr(guards, "open_weights", lambda w: opened.append(len(w)) or original(w))
     for mode in ("train", "train", "eval", "eval", "train"):
         getattr(optimizer, mode)()
     assert opened == [0, 0, 2, 0, 2]

@@ -77,10 +77,15 @@ class Reference:
         self.weights = {name: parameters[name] for name in patterns}
         self.fixed_masks = {}
         if method == "fixed":
-            self.fixed_masks = self.masks()
-            with torch.no_grad():
-                for name, weight in self.weights.items():
-                    weight.mul_(self.fixed_masks[name])
+            self.freeze()
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Keep the present masks for good, and train as with ``"fixed"`` from now on."""
+        self.fixed_masks = self.masks()
+        self.method = "fixed"
+        for name, weight in self.weights.items():
+            weight.mul_(self.fixed_masks[name])
 
     def masks(self) -> dict[str, Tensor]:
         """The masks of the present dense weights."""
@@ -110,6 +115,9 @@ class Reference:
                 else:  # rounded once, as a * x + y usually is
                     weight.grad = weight.grad.add(pruned * weight, alpha=self.decay)
         optimizer.step()
+        if self.method == "fixed":  # momentum from before may have written pruned entries
+            for name, weight in self.weights.items():
+                weight.mul_(masks[name])
 
 
 def patterns_of(rows: Iterable[Any]) -> dict[str, tuple[int, int]]:

@@ -126,12 +126,12 @@ def test_shared_by_layers_of_two_kinds() -> None:
     assert row.reason == "shared by layers that sum over different dimensions of it"
 
 
-def test_before_processes_agree() -> None:
+def test_before_processes_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """DDP gives a rank other weights than its masks belong to, until the first step: they keep the
     pattern, so they can be saved; what does not cannot."""
     model = sparse_mlp()
+    monkeypatch.setattr("hf_nm.model.state.several_processes", lambda: True)
     for w in hf_nm.sparse_weights(model):
-        w.state.unaligned = True  # as attach says where there are several processes
         groups = w.weight.data.unflatten(-1, (-1, 4))
         w.weight.data.copy_(groups.roll(1, -1).flatten(-2))
     model.state_dict()

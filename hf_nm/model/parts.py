@@ -1,0 +1,66 @@
+"""What belongs to one N:M weight: what stays the same of it, and what waits beside its parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from hf_nm.methods.method import Method, check_decay
+from hf_nm.model.sharding import Placement
+from hf_nm.sparsity.pattern import NMPattern
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What stays the same of one N:M weight.
+
+    Args:
+        name: the parameter's name in the model, for messages.
+        pattern: the N:M pattern.
+        dim: the input dimension of the weight, negative.
+        method: how it is trained.
+        decay: strength of the SR-STE term, in gradient units.
+    """
+
+    name: str
+    pattern: NMPattern
+    dim: int
+    method: Method
+    decay: float
+
+    def __post_init__(self) -> None:
+        check_decay(self.decay)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What waits beside one parameter; tensors of the parameter's shape, or of this process's part.
+
+    Args:
+        mask: ``E``, bool.
+        aside: what the method keeps beside the sparse weight (the pruned part ``R``, or ``W``), in the
+            weight's dtype; None where it keeps nothing.
+        extras: the method's own named tensors, of the mask's shape or of none.
+        placement: how the weight is cut that they belong to; None where it is whole.
+        agreed: where the weight is sharded, whether all processes have settled on the masks of their
+            parts.
+    """
+
+    mask: Tensor
+    aside: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    placement: Placement | None = None
+    agreed: bool = False
+
+    def cast(self, dtype: torch.dtype) -> Parts:
+        """The same for a weight of another dtype."""
+        return self if self.aside is None else replace(self, aside=self.aside.to(dtype))
+
+    def mapped(self, fn: Callable[[Tensor], Tensor], placement: Placement | None) -> Parts:
+        """The same of another placement, each tensor of the weight's shape by ``fn``; not agreed on."""
+        extras = {name: fn(t) if t.ndim else t for name, t in self.extras.items()}
+        aside = None if self.aside is None else fn(self.aside)
+        return Parts(fn(self.mask), aside, extras, placement)
