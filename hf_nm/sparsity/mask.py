@@ -154,16 +154,53 @@ def split_(
 
 
 @torch.no_grad()
-def merge_(weight: Tensor, pruned: Tensor) -> None:
-    """Undo :func:`split_`: ``weight`` becomes ``W = S + R``, bit for bit (the supports are disjoint).
+def merge_(weight: Tensor, pruned: Tensor | None, mask: Tensor) -> Tensor:
+    """Undo :func:`split_`, bit for bit: pruned entries of ``weight`` come from ``pruned``.
+
+    On the way every pruned entry of ``weight`` is looked at: they should all be zero. On a CPU nothing
+    is changed where one is not. Elsewhere that would wait for the device: stray values are replaced.
 
     Args:
         weight: ``S``; holds ``W`` afterwards.
-        pruned: ``R``, same shape and dtype; not changed.
+        pruned: ``R``, same shape and dtype; not changed. None: nothing to merge, only to look at.
+        mask: ``E``, bool, same shape.
+
+    Returns:
+        bool scalar tensor on the weight's device: whether a pruned entry was not zero (minus zero is).
+
+    Raises:
+        TypeError: ``pruned`` has another dtype.
     """
-    if weight.dtype != pruned.dtype:  # the bits of another dtype would mean other numbers
+    if pruned is not None and weight.dtype != pruned.dtype:  # bits would mean other numbers
         raise TypeError(f"a {weight.dtype} weight has a pruned part of {pruned.dtype}; cast both")
-    as_integers(weight).bitwise_xor_(as_integers(pruned))
+    parts = [weight, mask] if pruned is None else [weight, mask, pruned]
+    if not all(part.is_contiguous() for part in parts):
+        stray = torch.any(weight.ne(0).logical_and_(~mask))
+        if pruned is not None and not (weight.device.type == "cpu" and bool(stray)):
+            weight.copy_(torch.where(mask, weight, pruned))
+        return stray
+
+    strays = torch.zeros((), dtype=torch.bool, device=weight.device)
+    tensors = [as_integers(weight), mask]
+    if pruned is not None:
+        tensors.append(as_integers(pruned))
+    merged: list[tuple[Tensor, Tensor]] = []
+    waits = weight.device.type == "cpu"  # for what it found: there it costs nothing
+    for bits, kept, *rest in _chunks(1, *tensors):
+        clean, stray = _scratch(bits)
+        clean.copy_(kept.view(torch.int8).neg()).bitwise_and_(bits)  # minus one: all bits set
+        torch.bitwise_xor(bits, clean, out=stray)
+        largest = stray.bitwise_and_(torch.iinfo(bits.dtype).max).amax()  # without the sign
+        if not waits:
+            strays.logical_or_(largest)
+        elif largest:  # this run and those after it are as they were, and now those before it too
+            for before, its_mask in merged:
+                zero_pruned_(before, its_mask)
+            return strays.fill_(True)
+        if rest:
+            torch.bitwise_or(clean, rest[0], out=bits)
+            merged.append((bits, kept))
+    return strays
 
 
 @torch.no_grad()
@@ -270,10 +307,25 @@ class _BuffersOfThread(threading.local):
 
     def __init__(self) -> None:
         self.latest: dict[Any, _Buffers] = {}
+        self.scratch: dict[Any, tuple[Tensor, Tensor]] = {}
 
 
 _buffers_of_thread = _BuffersOfThread()
 _MOST_BUFFERS = 8
+
+
+def _scratch(bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Two integer tensors of this length and dtype, of this thread where they can be used again."""
+    if bits.device.type != "cpu" or type(bits) is not Tensor:
+        return torch.empty_like(bits), torch.empty_like(bits)
+    latest = _buffers_of_thread.scratch
+    key = (bits.numel(), bits.dtype)
+    if key not in latest:
+        if len(latest) == _MOST_BUFFERS:
+            del latest[next(iter(latest))]
+        with torch.inference_mode(False):
+            latest[key] = (torch.empty_like(bits), torch.empty_like(bits))
+    return latest[key]
 
 
 def _buffers(pattern: NMPattern, bits: Tensor, stride: int) -> _Buffers:
