@@ -185,20 +185,20 @@ def merge_(weight: Tensor, pruned: Tensor | None, mask: Tensor) -> Tensor:
     if pruned is not None:
         tensors.append(as_integers(pruned))
     merged: list[tuple[Tensor, Tensor]] = []
-    waits = weight.device.type == "cpu"  # for what it found: there it costs nothing
     for bits, kept, *rest in _chunks(1, *tensors):
-        clean, stray = _scratch(bits)
-        clean.copy_(kept.view(torch.int8).neg()).bitwise_and_(bits)  # minus one: all bits set
-        torch.bitwise_xor(bits, clean, out=stray)
-        largest = stray.bitwise_and_(torch.iinfo(bits.dtype).max).amax()  # without the sign
-        if not waits:
-            strays.logical_or_(largest)
-        elif largest:  # this run and those after it are as they were, and now those before it too
-            for before, its_mask in merged:
-                zero_pruned_(before, its_mask)
-            return strays.fill_(True)
+        stray = _scratch(bits)
+        stray.copy_(kept.view(torch.int8).sub(1)).bitwise_and_(bits)  # minus one: all bits set
+        if weight.device.type != "cpu":
+            bits.bitwise_xor_(stray)
+            strays.logical_or_(_hold_values(stray))
+        elif any(torch.aminmax(stray)):
+            if _hold_values(stray.clone()):  # this run is as it was, and now so are those before it
+                for before, its_mask in merged:
+                    zero_pruned_(before, its_mask)
+                return strays.fill_(True)
+            bits.bitwise_xor_(stray)  # minus zeros
         if rest:
-            torch.bitwise_or(clean, rest[0], out=bits)
+            bits.bitwise_xor_(rest[0])  # no two bits of them meet
             merged.append((bits, kept))
     return strays
 
@@ -307,24 +307,30 @@ class _BuffersOfThread(threading.local):
 
     def __init__(self) -> None:
         self.latest: dict[Any, _Buffers] = {}
-        self.scratch: dict[Any, tuple[Tensor, Tensor]] = {}
+        self.scratch: dict[Any, Tensor] = {}
 
 
 _buffers_of_thread = _BuffersOfThread()
 _MOST_BUFFERS = 8
 
 
-def _scratch(bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Two integer tensors of this length and dtype, of this thread where they can be used again."""
+def _hold_values(stray: Tensor) -> Tensor:
+    """Whether bits of pruned places, which are overwritten, are of more than minus zeros: bool scalar
+    tensor."""
+    return stray.bitwise_and_(torch.iinfo(stray.dtype).max).amax().ne(0)
+
+
+def _scratch(bits: Tensor) -> Tensor:
+    """An integer tensor of this length and dtype, of this thread where it can be used again."""
     if bits.device.type != "cpu" or type(bits) is not Tensor:
-        return torch.empty_like(bits), torch.empty_like(bits)
+        return torch.empty_like(bits)
     latest = _buffers_of_thread.scratch
     key = (bits.numel(), bits.dtype)
     if key not in latest:
         if len(latest) == _MOST_BUFFERS:
             del latest[next(iter(latest))]
         with torch.inference_mode(False):
-            latest[key] = (torch.empty_like(bits), torch.empty_like(bits))
+            latest[key] = torch.empty_like(bits)
     return latest[key]
 
 
