@@ -284,6 +284,8 @@ class NMState:
         """
         if self.is_dense:
             return None
+        if self.restored is not None and self.belongs_to(weight):
+            self.confirm()  # what is written from here on need not be what was saved
         part = local(weight)
         stray = self._merge(part)
         if part.device.type != "cpu" or not stray:
