@@ -11,7 +11,7 @@ import models
 import pytest
 import torch
 from hub_answers import OTHER, READ, WRITE
-from hub_client import fresh_environment
+from hub_client import fresh_environment, opened
 from hub_server import HubServer
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -73,12 +73,6 @@ def folder(tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def opened(repo: str = REPO, **options: Any) -> tuple[Any, Path]:
-    """What somebody else gets: the plain model, and the folder of a snapshot."""
-    model = AutoModelForSequenceClassification.from_pretrained(repo, **options)
-    return model, Path(huggingface_hub.snapshot_download(repo, **options))
 
 
 def assert_same(model: Any, **options: Any) -> None:
