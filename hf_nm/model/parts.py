@@ -34,6 +34,24 @@ class Spec:
     def __post_init__(self) -> None:
         check_decay(self.decay)
 
+    def pattern_at(self, step: int) -> NMPattern:
+        """The pattern of an optimizer step (0 before training).
+
+        Raises:
+            ValueError: the method's pattern is of groups of another size.
+        """
+        pattern_at = self.method.pattern_at
+        if pattern_at is None:
+            return self.pattern
+        pattern = pattern_at(step, self.pattern)
+        if not isinstance(pattern, NMPattern) or pattern.m != self.pattern.m:
+            raise ValueError(
+                f"pattern_at of method {self.method.name!r} must give an NMPattern with the m of "
+                f"{self.name}'s {self.pattern}, but gave {pattern!r} for step {step}; return "
+                f"NMPattern(n, {self.pattern.m})"
+            )
+        return pattern
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -41,6 +59,7 @@ class Parts:
 
     Args:
         mask: ``E``, bool.
+        pattern: what the mask follows: the spec's, or the looser one of an earlier step.
         aside: what the method keeps beside the sparse weight (the pruned part ``R``, or ``W``), in the
             weight's dtype; None where it keeps nothing.
         extras: the method's own named tensors, of the mask's shape or of none.
@@ -50,6 +69,7 @@ class Parts:
     """
 
     mask: Tensor
+    pattern: NMPattern
     aside: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
     placement: Placement | None = None
@@ -60,7 +80,7 @@ class Parts:
         return self if self.aside is None else replace(self, aside=self.aside.to(dtype))
 
     def mapped(self, fn: Callable[[Tensor], Tensor], placement: Placement | None) -> Parts:
-        """The same of another placement, each tensor of the weight's shape by ``fn``; not agreed on."""
-        extras = {name: fn(t) if t.ndim else t for name, t in self.extras.items()}
+        """The same of another placement, each tensor by ``fn``; not agreed on."""
         aside = None if self.aside is None else fn(self.aside)
-        return Parts(fn(self.mask), aside, extras, placement)
+        extras = {name: fn(tensor) for name, tensor in sorted(self.extras.items())}
+        return Parts(fn(self.mask), self.pattern, aside, extras, placement)
