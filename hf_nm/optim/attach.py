@@ -155,6 +155,14 @@ class Attachment:
                 f"(method {weights[0].state.spec.method.name!r}); leave it out, or use "
                 "hf_nm.sparsify(model, method='sr-ste')"
             )
+        if (last := self.schedule.last_masks_at) is not None:
+            for w in weights:
+                if (present := w.state.spec.pattern_at(last)) != w.pattern:
+                    raise ValueError(
+                        f"freeze_masks_at={self.schedule.freeze_masks_at}, but {w.name} is "
+                        f"still {present} then, not {w.pattern} (pattern_at of method "
+                        f"{w.state.spec.method.name!r}, at step {last}); freeze masks later"
+                    )
         if resume.was_lost(self.optimizer.param_groups):
             raise ValueError(
                 "the optimizer's checkpoint was loaded before attach, so the masks and pruned parts "

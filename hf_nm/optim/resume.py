@@ -6,7 +6,7 @@ One entry beside torch's own ``state`` and ``param_groups``::
                     "weights": {name: {"mask", "pruned", "sparse_weight", <MaskHistory>}}}
 
 ``pruned`` is what the method keeps aside: the pruned part, the whole dense weight, or None. A method
-with named tensors of its own adds ``extras``.
+with named tensors of its own adds ``extras``, one whose pattern tightens the mask's present ``pattern``.
 
 Where weights are sharded it lies in the first of the ``param_groups`` instead: torch's distributed
 checkpoints carry nothing else. Its tensors are then DTensors sharded as the weights are, so that another
@@ -38,6 +38,7 @@ from hf_nm.optim.schedule import Schedule
 from hf_nm.sparsity.bits import fingerprint, pack_bits, unpack_bits
 from hf_nm.sparsity.divergence import MaskHistory
 from hf_nm.sparsity.mask import count_kept
+from hf_nm.sparsity.pattern import NMPattern
 
 _VERSION = 1
 
@@ -80,6 +81,8 @@ def _entry(w: SparseWeight, history: MaskHistory) -> dict[str, Any]:
         "sparse_weight": BY_MASK if is_sharded(w.weight) else fingerprint(w.weight),
         **history.state_dict(),
     }
+    if w.state.spec.method.pattern_at is not None:
+        entry["pattern"] = str(parts.pattern)
     if parts.extras:
         entry["extras"] = {
             name: like_weight(tensor, w.weight) if tensor.ndim else tensor
@@ -131,10 +134,8 @@ def take_from(
             f"optimizer has {len(weights)}; they differ in {len(differing)} (first: {differing[0]}). "
             "Sparsify with the same arguments as in the run that saved it"
         )
-    step, frozen = saved["step"], schedule.freezes_masks_after(saved["step"])
-    entries = {
-        name: _checked(saved["weights"][name], w, step, frozen) for name, w in weights.items()
-    }
+    frozen = schedule.freezes_masks_after(saved["step"])
+    entries = {name: _checked(saved["weights"][name], w, frozen) for name, w in weights.items()}
     return saved | {"weights": entries}
 
 
@@ -147,6 +148,7 @@ def load(saved: dict[str, Any], meter: MaskMeter) -> None:
         aside = entry["pruned"]
         parts = Parts(
             entry["mask"].to(device, copy=True),
+            entry["pattern"],
             None if aside is None else aside.to(device, w.weight.dtype, copy=True),
             {name: t.to(device, copy=True) for name, t in entry.get("extras", {}).items()},
             placement_of(w.weight),
@@ -157,15 +159,14 @@ def load(saved: dict[str, Any], meter: MaskMeter) -> None:
         meter.history(w).load_state_dict(entry)
 
 
-def _checked(entry: dict[str, Any], w: SparseWeight, step: int, frozen: bool) -> dict[str, Any]:
+def _checked(entry: dict[str, Any], w: SparseWeight, frozen: bool) -> dict[str, Any]:
     """The entry of one weight, cut to this process's part of it.
 
     Args:
         entry: as saved.
         w: its weight.
-        step: at which it was saved.
-        frozen: whether masks are frozen for good at that step: then nothing is kept aside, though older
-            checkpoints have it.
+        frozen: whether masks are frozen for good at the step at which it was saved: then nothing is
+            kept aside, though older checkpoints have it.
     """
     mask = entry["mask"]
     if mask is None or mask.shape != w.weight.shape:
@@ -192,7 +193,10 @@ def _checked(entry: dict[str, Any], w: SparseWeight, step: int, frozen: bool) ->
         entry[reference] = pack_bits(part_of(bits, w.weight))
     if not is_first_holder(w.weight):  # flips are summed over those who hold parts
         entry |= {name: torch.zeros_like(entry[name]) for name in ("flips", "flips_at_mark")}
-    pattern = w.state.pattern_at(step)
+    tightens = w.state.spec.method.pattern_at is not None
+    pattern = entry["pattern"] = (
+        NMPattern.parse(entry.get("pattern", w.pattern)) if tightens else w.pattern
+    )
     kept = count_kept(entry["mask"], pattern, w.state.dim)
     if not bool((kept == pattern.n).all()):
         raise ValueError(
@@ -200,6 +204,12 @@ def _checked(entry: dict[str, Any], w: SparseWeight, step: int, frozen: bool) ->
             "pattern of the run that saved it"
         )
     method = w.state.spec.method
+    parts, found = w.state.parts or w.state.waiting, sorted(entry.get("extras", {}))
+    if parts is not None and found != sorted(parts.extras):
+        raise ValueError(
+            f"the optimizer checkpoint of {w.name} has the extras {found}, but method {method.name!r} "
+            f"keeps {sorted(parts.extras)}; sparsify with the method of the run that saved it"
+        )
     keeps = method.keeps is not Aside.NOTHING and not frozen
     if (entry["pruned"] is not None) != keeps:
         raise ValueError(
