@@ -124,7 +124,8 @@ class NMTrainer(_NMTrainerMixin, Trainer):
     """transformers' ``Trainer`` for a sparsified model.
 
     Attaches by itself, logs ``nm/sad``, ``nm/flip_rate`` and ``nm/sad_init`` (see
-    :class:`NMCallback`), saves sparse checkpoints, and resumes bit for bit.
+    :class:`NMCallback`), saves sparse checkpoints, and resumes bit for bit. Resumed when all steps are
+    taken it trains nothing; transformers' own Trainer takes one step too many there (61 of 60).
 
     Args:
         *args: as for ``transformers.Trainer``.

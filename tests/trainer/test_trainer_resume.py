@@ -252,3 +252,51 @@ def test_checkpoints_of_other_options_are_refused(tmp_path):
         other = build(tmp_path / "other", sparsify=sparsify)
         with pytest.raises(ValueError, match=message):
             other.train(resume_from_checkpoint=True)
+
+
+def kept_logs(trainer):
+    """What was logged, without the summary of each call of ``train``."""
+    return [line for line in trainer.state.log_history if "train_runtime" not in line]
+
+
+@pytest.mark.parametrize("kind", [hf_nm.NMTrainer, hf_nm.NMSeq2SeqTrainer, Trainer])
+@pytest.mark.parametrize("save", ["steps", "epoch"])
+def test_a_finished_run_takes_no_step_more(kind, save, tmp_path):
+    """Red if a run whose ten steps are taken takes an eleventh when it is resumed, as transformers' own
+    Trainer does inside an epoch, evaluates or saves again, or ends with other weights, logs or files."""
+    accumulated = {"gradient_accumulation_steps": 2} if save == "steps" else {}
+
+    def make():
+        strategies = {
+            "save_strategy": save,
+            "eval_strategy": save,
+            "save_steps": 5,
+            "eval_steps": 5,
+        }
+        trainer = build(tmp_path, kind, max_steps=10, **strategies, **accumulated)
+        if kind is Trainer:
+            hf_nm.NMCallback().install(trainer)
+        return trainer
+
+    first = make()
+    first.train()
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    again = make()
+    result = again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert result.global_step == again.state.global_step == 10
+    assert_same_state(outcome(again), outcome(first))
+    assert kept_logs(again) == kept_logs(first)
+    times.pop(tmp_path / "nm_sad.jsonl")  # cut back to step 10, where it ends
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert [line["step"] for line in sad_file(tmp_path)] == [3, 6, 9]
+
+
+def test_a_run_resumed_with_fewer_steps_than_it_has_taken(tmp_path):
+    """Red if it takes a step, or stops a run that has steps left after one that had none."""
+    build(tmp_path, max_steps=10, save_strategy="steps", save_steps=5).train()
+    shorter = build(tmp_path, max_steps=7)
+    shorter.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert shorter.state.global_step == 10
+    shorter.args.max_steps = 12
+    shorter.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert shorter.state.global_step == 12
