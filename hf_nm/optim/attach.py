@@ -287,7 +287,7 @@ class Attachment:
     # -- checkpoints -----------------------------------------------------------------------------------
 
     def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-        resume.save_into(state_dict, self.meter)
+        resume.save_into(state_dict, self.meter, self.schedule)
 
     def _take_from_checkpoint(
         self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]

@@ -248,8 +248,9 @@ def test_checkpoints_of_other_options_are_refused(tmp_path):
     trainer.train()
     shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "other" / "checkpoint-6")
     for sparsify, message in (
-        ({"n": 1}, "is not 1:4"),
-        ({"method": "fixed"}, "another method"),
+        ({"n": 1}, r"with pattern 2:4, now 1:4 \(bert"),
+        ({"method": "fixed"}, r"with method sr-ste, now fixed \(bert"),
+        ({"method": "ste"}, r"with method sr-ste, now ste \(bert"),
         ({"exclude": "*.attention.*"}, "they differ in"),
     ):
         other = build(tmp_path / "other", sparsify=sparsify)
@@ -303,3 +304,23 @@ def test_a_run_resumed_with_fewer_steps_than_it_has_taken(tmp_path):
     shorter.args.max_steps = 12
     shorter.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
     assert shorter.state.global_step == 12
+
+
+@pytest.mark.parametrize(
+    "sort", ["decay", "mask_interval", "freeze_masks_at", "decay_warmup_steps"]
+)
+def test_another_decay_or_schedule_is_said(sort, tmp_path):
+    """Red if a run that goes on otherwise than the one that saved says nothing, or leaves out one of the
+    two values."""
+    build(tmp_path, save_strategy="steps", save_steps=6).train()
+    sparsify, options, said = {
+        "decay": ({"decay": 0.01}, {}, r"decay 0.0002, now 0.01 \(6 weights, first: bert"),
+        "mask_interval": ({}, {"mask_interval": 3}, "mask_interval 1, now 3"),
+        "freeze_masks_at": ({}, {"freeze_masks_at": 9}, "freeze_masks_at None, now 9"),
+        "decay_warmup_steps": ({}, {"decay_warmup_steps": 8}, "decay_warmup_steps 0, now 8"),
+    }[sort]
+    again = build(tmp_path, sparsify=sparsify, options=options)
+    with pytest.warns(UserWarning, match=f"saved with {said}.*goes on with the new"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert again.state.global_step == 12
+    assert_sparse(again.model)
