@@ -11,6 +11,7 @@ from training import assert_same_state, assert_sparse, state_of
 from transformers import Trainer
 
 import hf_nm
+from hf_nm.optim import sad_log
 
 
 def outcome(trainer):
@@ -167,7 +168,7 @@ def test_resumed_twice(tmp_path):
 
 
 def test_a_line_cut_in_half_by_the_crash(tmp_path):
-    """Red if half a line stops the resumed run, or stays."""
+    """Red if half a line stops the resumed run, stays, or goes unsaid."""
 
     def make(folder, **more):
         return build(folder, save_strategy="steps", save_steps=5, logging_steps=1, **more)
@@ -179,8 +180,56 @@ def test_a_line_cut_in_half_by_the_crash(tmp_path):
         make(folder, options={"callbacks": [StopAt(8)]}).train()
     text = (folder / "nm_sad.jsonl").read_text()
     (folder / "nm_sad.jsonl").write_text(text[:-40])
-    make(folder).train(resume_from_checkpoint=True)
+    with pytest.warns(UserWarning, match=r"nm_sad.jsonl: 1 damaged lines .* \(first: line 8\)"):
+        make(folder).train(resume_from_checkpoint=True)
     assert sad_file(folder) == sad_file(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe", b"\0" * 99, b"[1]", b"null", b"{}", b'{"step": "two"}', b"[" * 100_000],
+    ids=["not UTF-8", "zeros", "list", "null", "no step", "a step that is none", "too deep"],
+)
+def test_a_damaged_line(line, tmp_path):
+    """Red if a line that says nothing ends training, takes others with it, or goes unsaid."""
+    whole = build(tmp_path, save_strategy="steps", save_steps=6)
+    whole.train()
+    lines = (tmp_path / "nm_sad.jsonl").read_bytes().splitlines()
+    (tmp_path / "nm_sad.jsonl").write_bytes(b"\n".join([lines[0], line, *lines[1:], b""]))
+    with pytest.warns(UserWarning, match=r"1 damaged lines were left out \(first: line 2\)"):
+        build(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert (tmp_path / "nm_sad.jsonl").read_bytes().splitlines() == lines
+
+
+def test_a_log_that_cannot_be_written(tmp_path):
+    """Red if that alone ends training, changes its outcome, or goes unsaid: ``/dev/full`` answers each
+    write as a full disk does."""
+    whole = build(tmp_path / "whole")
+    whole.train()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "nm_sad.jsonl").symlink_to("/dev/full")
+    full = build(tmp_path / "full")
+    with pytest.warns(UserWarning, match=r"step \d+ was not written to .*No space left.*goes on"):
+        full.train()
+    assert_same_state(outcome(full), outcome(whole))
+    assert [figures(line) for line in train_logs(full)] == [
+        figures(line) for line in train_logs(whole)
+    ]
+    (tmp_path / "folder" / "nm_sad.jsonl").mkdir(parents=True)
+    other = build(tmp_path / "folder")
+    with pytest.warns(UserWarning, match=r"not written to .*Is a directory"):
+        other.train()
+    assert_same_state(outcome(other), outcome(whole))
+
+
+def test_a_line_after_half_a_line(tmp_path):
+    """Red if a line that was cut by a full disk takes the next one with it."""
+    measured = {"nm/sad": 1, "nm/flip_rate": 0.5, "nm/sad_init": 2}
+    (tmp_path / "nm_sad.jsonl").write_text('{"step": 1, "nm/s')
+    sad_log.append(tmp_path, 2, measured)
+    sad_log.append(tmp_path, 3, measured)
+    with pytest.warns(UserWarning, match="1 damaged"):
+        assert [row["step"] for row in sad_log.read_history(tmp_path)] == [2, 3]
 
 
 def test_a_file_that_was_deleted(tmp_path):
