@@ -328,7 +328,7 @@ class Attachment:
 
     def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         self.raise_if_written()
-        resume.save_into(state_dict, self.meter)
+        resume.save_into(state_dict, self.meter, self.schedule)
 
     def _take_from_checkpoint(
         self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]

@@ -2,11 +2,13 @@
 
 One entry beside torch's own ``state`` and ``param_groups``::
 
-    "nm_sparsity": {"version", "step", "step_at_mark",
+    "nm_sparsity": {"version", "step", "step_at_mark", "trained_with",
                     "weights": {name: {"mask", "pruned", "sparse_weight", <MaskHistory>}}}
 
 ``pruned`` is what the method keeps aside: the pruned part, the whole dense weight, or None. A method
 with named tensors of its own adds ``extras``, one whose pattern tightens the mask's present ``pattern``.
+``trained_with`` is the text of :func:`hf_nm.optim.options.written_options`, which older checkpoints do
+not have.
 
 Where weights are sharded it lies in the first of the ``param_groups`` instead: torch's distributed
 checkpoints carry nothing else. Its tensors are then DTensors sharded as the weights are, so that another
@@ -34,6 +36,7 @@ from hf_nm.model.sharding import (
 from hf_nm.model.state import BY_MASK
 from hf_nm.model.weights import SparseWeight
 from hf_nm.optim.meter import MaskMeter
+from hf_nm.optim.options import compare_options, written_options
 from hf_nm.optim.schedule import Schedule
 from hf_nm.sparsity.bits import fingerprint, pack_bits, unpack_bits
 from hf_nm.sparsity.divergence import MaskHistory
@@ -43,7 +46,7 @@ from hf_nm.sparsity.pattern import NMPattern
 _VERSION = 1
 
 
-def save_into(state_dict: dict[str, Any], meter: MaskMeter) -> None:
+def save_into(state_dict: dict[str, Any], meter: MaskMeter, schedule: Schedule) -> None:
     """Add masks, pruned parts and counters to an optimizer's state dict. Tensors are not copied.
 
     Where weights are sharded every rank must save.
@@ -60,6 +63,7 @@ def save_into(state_dict: dict[str, Any], meter: MaskMeter) -> None:
         "version": _VERSION,
         "step": meter.step,
         "step_at_mark": meter.step_at_mark,
+        "trained_with": written_options(weights, schedule),
         "weights": entries,
     }
     # Read by an optimizer that is not attached, this stays in its groups: attach then says that the
@@ -110,6 +114,9 @@ def take_from(
 
     Raises:
         ValueError: the entry is of another version, model, pattern or method.
+
+    Warns:
+        UserWarning: it is of another decay or schedule.
     """
     saved: dict[str, Any] | None = state_dict.pop(KEY, None)
     for group in state_dict["param_groups"]:
@@ -134,6 +141,8 @@ def take_from(
             f"optimizer has {len(weights)}; they differ in {len(differing)} (first: {differing[0]}). "
             "Sparsify with the same arguments as in the run that saved it"
         )
+    if "trained_with" in saved:
+        compare_options(saved["trained_with"], list(weights.values()), schedule)
     frozen = schedule.freezes_masks_after(saved["step"])
     entries = {name: _checked(saved["weights"][name], w, frozen) for name, w in weights.items()}
     return saved | {"weights": entries}

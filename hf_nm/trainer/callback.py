@@ -18,6 +18,8 @@ from hf_nm.model.weights import sparse_weights
 from hf_nm.optim import sad_log
 from hf_nm.optim.attach import Attachment, attach
 from hf_nm.optim.schedule import Schedule
+from hf_nm.trainer.finished import train_nothing_when_finished
+from hf_nm.trainer.resuming import resume_from_whole_checkpoints
 from hf_nm.trainer.run_card import RunCard
 
 
@@ -36,6 +38,10 @@ class NMCallback(TrainerCallback):
     What the Trainer pushes to the Hub gets a card with the verified sparsity of the very weights, the
     recipe and SAD (see :func:`hf_nm.push_to_hub`); ``trainer.push_to_hub(scores=hf_nm.Score(...))``
     adds scores. A card that somebody has edited keeps its text.
+
+    Installed, it also lets a finished run that is resumed train nothing, where transformers' own Trainer
+    takes one step too many (step 61 of 60); and ``train(resume_from_checkpoint=True)`` takes the newest
+    checkpoint that is whole, warning of half-written ones, where theirs stops at these.
 
     In :class:`NMTrainer` and :class:`NMSeq2SeqTrainer` it is there. In any other Trainer write
     ``NMCallback().install(trainer)``. Passed in ``callbacks=[...]`` alone it trains right too, with
@@ -91,6 +97,8 @@ class NMCallback(TrainerCallback):
             return create_optimizer
 
         Replaced(trainer, "create_optimizer", attaching)
+        train_nothing_when_finished(trainer)
+        resume_from_whole_checkpoints(trainer)
         self._card = RunCard(trainer, self)
         return self
 

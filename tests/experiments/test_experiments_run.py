@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
@@ -88,11 +90,22 @@ def test_which_checkpoint_a_run_goes_on_from(tmp_path: Path) -> None:
         folder = tmp_path / "out" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         TrainerState(global_step=step).save_to_json(str(folder / "trainer_state.json"))
+        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     assert chosen("True") == (str(folder), 10)
     older = str(tmp_path / "out" / "checkpoint-9")
     assert chosen(older) == (older, 9)
     with pytest.raises(ValueError, match="no checkpoint in nowhere"):
         chosen("nowhere")
+    os.truncate(folder / "model.safetensors", 30)
+    with pytest.warns(UserWarning, match=r"checkpoint-10 \(model.safetensors: "):
+        assert chosen("True") == (older, 9)
+    with pytest.raises(
+        ValueError, match=r"10 is not .*\(model.safetensors: .*checkpoint-9 is whole"
+    ):
+        chosen(str(folder))
+    os.truncate(Path(older, "model.safetensors"), 30)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* give another output directory"):
+        chosen("True")
 
 
 def results(folder: Path, **facts: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -120,8 +121,10 @@ def test_snippet() -> None:
 
 
 def test_history_of_a_stopped_run(tmp_path: Any) -> None:
-    (tmp_path / "nm_sad.jsonl").write_text('{"step": 1}\n{"st')
-    assert read_history(tmp_path) == [{"step": 1}]
+    row = {"step": 1, "nm/sad": 4, "nm/flip_rate": 0.5, "nm/sad_init": 4}
+    (tmp_path / "nm_sad.jsonl").write_text(json.dumps(row) + '\n{"st')
+    with pytest.warns(UserWarning, match="1 damaged lines"):
+        assert read_history(tmp_path) == [row]
 
 
 # -- what it keeps ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -238,14 +239,23 @@ def entry_of(**options):
     return optimizer.state_dict()
 
 
+def older(saved):
+    """As before checkpoints said what they were trained with."""
+    del saved["nm_sparsity"]["trained_with"]
+    return saved
+
+
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        (lambda: entry_of(n=1, m=4), r"mask of 0\.weight is not 2:4"),
-        (lambda: entry_of(method="fixed"), r"another method than 'sr-ste'"),
+        (lambda: older(entry_of(n=1, m=4)), r"mask of 0\.weight is not 2:4"),
+        (lambda: older(entry_of(method="fixed")), r"another method than 'sr-ste'"),
+        (lambda: entry_of(n=1, m=4), r"pattern 1:4, now 2:4 \(0\.weight\)"),
+        (lambda: entry_of(method="fixed"), r"method fixed, now sr-ste \(0\.weight\)"),
+        (lambda: entry_of(method="ste"), r"method ste, now sr-ste \(0\.weight\)"),
         (lambda: entry_of(exclude="2"), r"masks of 1 N:M weights, this optimizer has 2.*2\.weight"),
     ],
-    ids=["pattern", "method", "fewer"],
+    ids=["older pattern", "older method", "pattern", "method", "keeps the same", "fewer"],
 )
 def test_checkpoints_of_another_run_are_refused(saved, message):
     """Red if masks of other weights, patterns or methods are taken, or half of them before the error."""
@@ -324,3 +334,27 @@ def test_no_warnings():
         resumed.load_state_dict(model.state_dict())
         other.load_state_dict(optimizer.state_dict())
         train(resumed, other, range(2))
+
+
+def test_another_decay_or_schedule_is_a_warning():
+    """Red if a difference is not said with both values, at the caller's line, or if there is a
+    warning without a difference."""
+    model, optimizer, _ = start(options={"mask_interval": 2})
+    train(model, optimizer, range(2))
+    saved = optimizer.state_dict()
+    _, other, _ = start(options={"mask_interval": 2})
+    other.load_state_dict(saved)
+    changed, other, handle = start(options={"freeze_masks_at": 7})
+    for w in hf_nm.sparse_weights(changed):
+        w.state.spec = dataclasses.replace(w.state.spec, decay=0.5)
+    said = (
+        r"with decay 0.05, now 0.5 \(2 weights, first: 0.weight\); mask_interval 2, now 1; "
+        "freeze_masks_at None, now 7: training goes on with the new"
+    )
+    with pytest.warns(UserWarning, match=said) as caught:
+        other.load_state_dict(saved)
+    assert caught[0].filename == __file__
+    assert handle.step == 2
+    changed.load_state_dict(model.state_dict())
+    train(changed, other, range(2, 8))
+    assert_sparse(changed)
