@@ -63,6 +63,14 @@ def is_offloaded(module: nn.Module) -> bool:
     return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook]))
 
 
+def inner_trainer(trainer: Any) -> Any:
+    """transformers' Trainer inside setfit's, which trains the body of its model with one
+    (``st_trainer``, setfit 1.0 to 1.2); any other trainer itself."""
+    return (
+        trainer if hasattr(trainer, "callback_handler") else getattr(trainer, "st_trainer", trainer)
+    )
+
+
 def class_for(config: Any, auto_classes: tuple[str, ...]) -> Any:
     """The first model class that transformers' auto classes have for a config; None if there is none.
 

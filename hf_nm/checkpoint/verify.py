@@ -15,6 +15,7 @@ from hf_nm.checkpoint.source import weights_folder
 from hf_nm.formats.folder import CONFIG, Count, Progress, read_config, read_json
 from hf_nm.formats.manifest import KEY, Claims, Manifest
 from hf_nm.formats.packed_weight import PackedError
+from hf_nm.formats.recorded import recorded_claims
 from hf_nm.formats.stored import Stored, StoredTensor, check_claims, open_file, open_folder
 from hf_nm.model.report import LayerRow, Report, SkippedRow
 from hf_nm.model.sharding import gathered
@@ -78,12 +79,14 @@ def _of_model(model: nn.Module, manifest: Any) -> Report:
     model = unwrap(model)
     parameters = dict(model.named_parameters())
     sparse = sparse_weights(model)
-    if sparse and manifest is None:
+    if manifest is not None:
+        claims = Manifest.from_dict(manifest).claims(parameters)
+    elif sparse:
         claims = {w.name: (w.pattern, w.state.dim) for w in sparse}
     else:
-        data = getattr(getattr(model, "config", None), KEY, None) if manifest is None else manifest
-        claimed = Manifest.required(data, "the model has no N:M layer and its config")
-        claims = claimed.claims(parameters)
+        claims = recorded_claims(model)
+        if not claims:
+            Manifest.required(None, "the model has no N:M layer and its config")
     return _of_tensors(claims, ((name, gathered(weight)) for name, weight in parameters.items()))
 
 

@@ -45,6 +45,8 @@ def attach(
     ``state_dict()`` then also carries masks, pruned parts and counters, so a resumed run continues
     exactly. Calling it again with the same optimizer, model and options returns the same handle.
     After a step ``.grad`` still holds the SR-STE term: call ``zero_grad()`` before the next backward.
+    Weights in bf16 or fp16 that are updated without an fp32 copy round most small updates away, which
+    a warning says.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``, or accelerate's wrapper of one. Weights are looked
@@ -84,7 +86,9 @@ def attach(
             )
         existing._guard(outer)
         return existing
-    return Attachment(optimizer, outer, model, schedule)
+    attachment = Attachment(optimizer, outer, model, schedule)
+    _warn_of_rounding(optimizer, attachment.weights())
+    return attachment
 
 
 class Attachment:
@@ -352,3 +356,37 @@ def _overflowed(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a GradScaler told a fused optimizer to skip this step."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf.item())
+
+
+# What optimizers call it that low-precision weights lose nothing: torchao, torchdistx, optimi, apex.
+_KEEPS_WHAT_ROUNDS_AWAY = (
+    "bf16_stochastic_round",
+    "use_kahan_summation",
+    "kahan_sum",
+    "master_weights",
+)
+
+
+def _warn_of_rounding(optimizer: torch.optim.Optimizer, weights: list[SparseWeight]) -> None:
+    """Say that updates will round away, where N:M weights are trained in half precision as they are."""
+    if any(
+        optimizer.defaults.get(name) or getattr(optimizer, name, None)
+        for name in _KEEPS_WHAT_ROUNDS_AWAY
+    ):
+        return
+    half = [
+        w
+        for w in weights
+        if w.weight.dtype in (torch.bfloat16, torch.float16)
+        and w.weight.requires_grad
+        and w.weight.is_leaf
+    ]
+    if half:
+        dtype = str(half[0].weight.dtype).removeprefix("torch.")
+        warnings.warn(
+            f"{len(half)} of the {len(weights)} N:M weights (first: {half[0].name}) are {dtype}, and "
+            f"{type(optimizer).__name__} updates them without fp32 copies: most small updates round "
+            "away, and masks hardly move. Load the model with dtype=torch.float32, and train in mixed "
+            "precision (bf16=True in TrainingArguments, torch.autocast in a loop)",
+            stacklevel=3,
+        )

@@ -107,6 +107,7 @@ def test_resumed_in_each_phase(options, stop, order, tmp_path):
     assert counters(again) == counters(handle)
 
 
+@pytest.mark.filterwarnings("ignore:.*without fp32 copies")
 @pytest.mark.parametrize("order", ["model", "optimizer"])
 @pytest.mark.parametrize(
     "sparsify",

@@ -284,3 +284,22 @@ def test_options_are_checked(tmp_path):
     for options in ({"mask_interval": 0}, {"freeze_masks_at": 1.5}):
         with pytest.raises(ValueError, match="must be an integer >= 1"):
             build(tmp_path, options=options)
+
+
+def test_a_trainer_that_gets_its_model_later(tmp_path):
+    """Red if install needs a model that a trainer makes when training starts, or holds on to another one
+    than that it then has; a dense one is still refused."""
+    first, second = (hf_nm.sparsify(one_layer_bert()) for _ in range(2))
+    trainer = Trainer(model=first, args=arguments(tmp_path, max_steps=2), train_dataset=rows(first))
+    trainer.model = None
+    callback = hf_nm.NMCallback().install(trainer)
+    trainer.model = trainer.model_wrapped = second
+    trainer.train()
+    assert callback.attachment.model is second
+    assert callback.attachment.step == 2
+
+    trainer = Trainer(model=first, args=arguments(tmp_path, max_steps=2), train_dataset=rows(first))
+    hf_nm.NMCallback().install(trainer)
+    trainer.model = trainer.model_wrapped = one_layer_bert()
+    with pytest.raises(ValueError, match="holds none of the model's"):
+        trainer.train()
