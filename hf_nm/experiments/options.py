@@ -48,6 +48,14 @@ class SparseArguments:
         default=0.0, metadata={"help": "of the squared difference of hidden states"}
     )
 
+    start_over: bool = field(
+        default=False,
+        metadata={
+            "help": "remove the checkpoints, logs and results of an earlier run in output_dir, nothing "
+            "else"
+        },
+    )
+
     @property
     def sparse(self) -> bool:
         """Whether anything becomes sparse."""

@@ -12,16 +12,15 @@ import torch
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
-from hf_nm.experiments.clock import CLOCK_FILE, Clock
 from hf_nm.experiments.earlier_runs import check_dense_run, last_checkpoint, updates_before
-from hf_nm.experiments.run import command_line, same_outputs
+from hf_nm.experiments.run import CLOCK_FILE, Clock, command_line, same_outputs
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The time, which passes when a test says so."""
     now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr("hf_nm.experiments.clock.time.perf_counter", lambda: now.seconds)
+    monkeypatch.setattr("hf_nm.experiments.run.time.perf_counter", lambda: now.seconds)
     return now
 
 
@@ -49,7 +48,7 @@ def test_a_resumed_run_counts_all_of_its_time(tmp_path: Path, now: SimpleNamespa
     second.stop(35)
     assert (second.seconds, second.steps) == (12, 35)
     now.seconds += 9
-    assert json.loads((later / CLOCK_FILE).read_text()) == {"seconds": 10, "steps": 30}
+    assert json.loads((later / CLOCK_FILE).read_text()) == {"seconds": 10, "steps": 30, "at": 30}
     third = Clock(str(later), 30)
     third.start()
     now.seconds += 1
