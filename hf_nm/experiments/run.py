@@ -77,6 +77,7 @@ def start(
     log.setLevel(logging.INFO)
     with one_line_errors():
         options, arguments = parse(sys.argv[1:])
+        options.check(arguments)
         resumed_from, resumed_step = last_checkpoint(arguments)
         clock = Clock(resumed_from, resumed_step)
         # One process for all: what it refuses ends the others too.
@@ -108,6 +109,7 @@ class Run:
         clock: seconds in training.
         started: when, in seconds of `time.perf_counter`.
         lock: keeps other runs out of the output directory; held by the main process.
+        failed: why the run ends with an error although it has results.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Run:
     clock: "Clock"
     started: float
     lock: FileLock | None = None
+    failed: str = ""
 
     @cached_property
     def out(self) -> Path:
@@ -145,11 +148,29 @@ class Run:
         return made
 
     def train(self, trainer: Trainer) -> None:
-        """Train, from the checkpoint on if the run is resumed."""
+        """Train, from the checkpoint on if the run is resumed.
+
+        Raises:
+            SystemExit: weights are not finite afterwards.
+        """
         trainer.add_callback(self.clock)
         self.clock.start()
         trainer.train(resume_from_checkpoint=self.resumed_from)
         self.clock.stop(trainer.state.global_step)
+        broken = [
+            name
+            for name, parameter in trainer.accelerator.unwrap_model(
+                trainer.model
+            ).named_parameters()
+            if not torch.isfinite(parameter.detach()).all()
+        ]
+        if broken:
+            trainer.save_state()  # what was logged on the way there
+            raise SystemExit(
+                f"{self.out}: training ended in NaN: {len(broken)} weights hold values that are not "
+                f"finite (first: {broken[0]}) after update {trainer.state.global_step}; nothing is "
+                "scored. Lower --learning_rate, or give a longer --warmup_steps."
+            )
 
     def save(self, trainer: Trainer) -> nn.Module:
         """Save the trained model and everything that was logged (`trainer_state.json`).
@@ -161,6 +182,12 @@ class Run:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         trainer.save_model(str(self.out), _internal_call=True)  # published later, with its score
         trainer.save_state()
+        losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+        if losses and not math.isfinite(losses[-1]):
+            self.failed = (
+                f"{self.out}: the loss on the validation set is {losses[-1]}; its results are written, "
+                "but not published. Lower --learning_rate, or train in another precision."
+            )
         self.state.wait_for_everyone()
         return model
 
@@ -238,17 +265,23 @@ class Run:
         card: dict[str, Any] = {}
         if self.options.sparse:
             card["scores"] = read_scores(self.out, dense_run)
-        if self.arguments.push_to_hub:
+        if self.arguments.push_to_hub and not self.failed:
             trainer.push_to_hub(**card)
         elif self.options.sparse:
             trainer.create_model_card(**card)
 
     def close(self) -> None:
-        """End the processes together: the launcher would stop the first when a second one is gone."""
+        """End the processes together: the launcher would stop the first when a second one is gone.
+
+        Raises:
+            SystemExit: the run ended in NaN.
+        """
         self.state.wait_for_everyone()
         self.state.destroy_process_group()
         if self.lock is not None:
             self.lock.release(force=True)
+        if self.failed:
+            raise SystemExit(self.failed)
 
 
 CLOCK_FILE = "training_time.json"  # in every checkpoint, and beside them the last one's

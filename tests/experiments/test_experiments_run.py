@@ -56,6 +56,45 @@ def test_a_resumed_run_counts_all_of_its_time(tmp_path: Path, now: SimpleNamespa
     assert (third.seconds, third.steps) == (11, 31)
 
 
+def test_a_kill_between_a_checkpoint_and_its_count(tmp_path: Path, now: SimpleNamespace) -> None:
+    """Red if a process that dies when its checkpoint is whole, but not yet its count, loses the time; or
+    the count beside is taken for another checkpoint's."""
+    first = Clock()
+    first.start()
+    now.seconds += 7
+    state = SimpleNamespace(global_step=20, is_world_process_zero=True)
+    arguments = SimpleNamespace(output_dir=str(tmp_path))
+    first.on_step_end(arguments, state, SimpleNamespace(should_save=True))
+    state.global_step = 21
+    first.on_step_end(arguments, state, SimpleNamespace(should_save=False))
+    for step, seconds, steps in ((20, 7, 21), (19, 0, 2)):
+        second = Clock(str(tmp_path / f"checkpoint-{step}"), step)
+        second.stop(21)
+        assert (second.seconds, second.steps) == (seconds, steps)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"seconds": NaN, "steps": 3}',
+        b'{"seconds": "1", "steps": 3}',
+        b'{"seconds": 1, "steps": -3}',
+    ],
+)
+def test_damaged_count(tmp_path: Path, damage: bytes) -> None:
+    """Red if damage ends in anything but one line with the file's name."""
+    (tmp_path / CLOCK_FILE).write_bytes(damage)
+    with pytest.raises(ValueError, match=r"training_time\.json: .*remove it to go on") as error:
+        Clock(str(tmp_path), 20)
+    assert "\n" not in str(error.value)
+
+
 def test_updates_that_nobody_timed(tmp_path: Path, now: SimpleNamespace) -> None:
     """Red if the seconds since a checkpoint without a count are said to be of all updates."""
     second = Clock(str(tmp_path), 20)
@@ -96,7 +135,8 @@ def test_which_checkpoint_a_run_goes_on_from(tmp_path: Path) -> None:
 
 def results(folder: Path, **facts: object) -> str:
     folder.mkdir()
-    run = {"method": "dense", "score": {"signature": "a"}, "time": {}, "steps": 30}
+    score = {"metric": "BLEU", "test": 30.0, "signature": "a"}
+    run = {"method": "dense", "score": score, "time": {"train_s": 9.0}, "steps": 30}
     (folder / "results.json").write_text(json.dumps(run | facts))
     return str(folder)
 
