@@ -20,10 +20,10 @@ from hf_nm.trainer.distillation import Distillation
 
 METHODS = {"dense": "dense", "fixed": "ASP", "ste": "STE", "sr-ste": "SR-STE"}  # and their names
 
-AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size")
-AT_LEAST_ONE += ("gradient_accumulation_steps",)
-NOT_NEGATIVE = ("learning_rate", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm")
-NOT_NEGATIVE += ("dataloader_num_workers", "seed")
+AT_LEAST_ONE = ["per_device_train_batch_size", "per_device_eval_batch_size"]
+AT_LEAST_ONE += ["gradient_accumulation_steps"]
+NOT_NEGATIVE = ["learning_rate", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"]
+NOT_NEGATIVE += ["dataloader_num_workers", "seed"]
 
 
 @dataclass
@@ -82,7 +82,7 @@ class SparseArguments:
             ValueError: one of them is out of range, or no finite number: one line that names it.
         """
         for group in (self, arguments):
-            for each in fields(group):  # type: ignore[arg-type]
+            for each in fields(group):
                 value = getattr(group, each.name, None)
                 if isinstance(value, float) and not math.isfinite(value):
                     raise ValueError(f"--{each.name} is {value}; it must be a finite number.")

@@ -151,7 +151,7 @@ def claim(
             )
         now = described(recipe, options, arguments)
         if begun is not None:
-            _compare(begun / OPTIONS_FILE, now, log)
+            compare_options(begun / OPTIONS_FILE, now, log)
         write_json(out / OPTIONS_FILE, now)
     except BaseException:
         lock.release(force=True)
@@ -208,8 +208,17 @@ def _start_over(out: Path) -> Iterator[str]:
 # -- options ------------------------------------------------------------------------------------------
 
 
-def _compare(path: Path, now: dict[str, Any], log: logging.Logger) -> None:
-    """Raise if the options of a file differ from these in anything that changes the result."""
+def compare_options(path: Path, now: dict[str, Any], log: logging.Logger) -> None:
+    """Raise if the options of a file differ from these in anything that changes the result.
+
+    Args:
+        path: of `options.json`; where it is missing nothing is compared.
+        now: what :func:`described` says of this run.
+        log: hears of a missing file.
+
+    Raises:
+        ValueError: they differ, or the file is damaged: one line.
+    """
     if not path.is_file():
         log.info(f"{path}: not there, so the options of the resumed run could not be compared")
         return

@@ -354,11 +354,12 @@ class Clock(TrainerCallback):
             write_json(checkpoint / CLOCK_FILE, self._count(state))
 
 
-def _read_count(path: Path) -> tuple[float, int, int | None]:
+def _read_count(path: Path) -> tuple[float, int, Any]:
     """Seconds, the updates they are of, and the update of the checkpoint."""
     remedy = "remove it to go on without the time so far."
     found = read_json(path, remedy)
-    seconds, steps = found.get("seconds"), found.get("steps")
+    seconds: Any = found.get("seconds")
+    steps: Any = found.get("steps")
     good = isinstance(seconds, int | float) and math.isfinite(seconds) and seconds >= 0
     if not good or type(steps) is not int or steps < 0:
         raise ValueError(
