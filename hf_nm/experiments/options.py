@@ -89,8 +89,7 @@ class SparseArguments:
         within(arguments, 1, None, *AT_LEAST_ONE)
         within(arguments, 0, None, *NOT_NEGATIVE)
         within(arguments, 0, 1, "adam_beta1", "adam_beta2", "label_smoothing_factor")
-        within(self, 0, None, "decay", "decay_warmup_steps")
-        within(self, 1, None, "n", "m", "mask_interval")
+        within(self, 0, None, "decay_warmup_steps")  # the others are sparsify's and the Trainer's
         if arguments.max_steps == 0 or (
             arguments.max_steps < 0 and arguments.num_train_epochs <= 0
         ):

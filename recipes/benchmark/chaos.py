@@ -56,7 +56,7 @@ TIMES = ("train_s", "total_s")
 def train_recipe(name: str, out: Path, *more: str) -> None:
     """A tiny run of a recipe in this process, which is no other recipe's."""
     common = "--max_steps 6 --logging_steps 1 --save_strategy steps --save_steps 2 --warmup_steps 2"
-    common += " --eval_strategy no --use_cpu True"
+    common += " --eval_strategy no --use_cpu True --learning_rate 0.01"
     own = {
         "translation": "--d_model 16 --ffn_dim 32 --layers 1 --heads 2 --vocab_size 300 --num_beams 1 "
         "--max_tokens 256 --dropout 0.1",
@@ -211,7 +211,12 @@ def kill_trial(
     if end.kind == "done":
         found = result(out)
         different = [key for key in whole.result if found.get(key) != whole.result[key]]
-        ended = f"BAD other {', '.join(different)}" if different else f"{said or 'ended'}, the same"
+        shown = "; ".join(f"{found.get(key)} instead of {whole.result[key]}" for key in different)
+        ended = (
+            f"BAD other {', '.join(different)} ({shown:.3000})"
+            if different
+            else f"{said or 'ended'}, the same"
+        )
     else:
         ended = f"BAD {end.kind} ({end.said[:300]})"
     shutil.rmtree(out, ignore_errors=True)
@@ -250,6 +255,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     deadline = time.monotonic() + 60 * (arguments.minutes or 1e6)
     counts = Counts()
     subjects = [arguments.only] if arguments.only else list(SUBJECTS)
