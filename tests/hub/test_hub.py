@@ -146,7 +146,13 @@ def test_push_of_a_folder(hub: HubServer, folder: Path) -> None:
 def test_scores_of_a_recipe(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     """Red if a recipe's score, or that of its dense run, does not get onto the card."""
     score = {"metric": "BLEU", "test": 18.0, "signature": "a|b"}
-    run = {"method": "sr-ste", "data": "multi30k", "score": score, "time": {}, "steps": 10}
+    run = {
+        "method": "sr-ste",
+        "data": "multi30k",
+        "score": score,
+        "time": {"train_s": 9.0},
+        "steps": 10,
+    }
     run |= {"command": "python train.py", "versions": {"torch": "2.13", "system": "Linux"}}
     (folder / "results.json").write_text(json.dumps(run))
     dense = tmp_path / "dense"
