@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from hf_nm.interrupts import uninterrupted
 from hf_nm.model.refused import checked_model, inner_optimizer
-from hf_nm.model.replaced import Replaced
 from hf_nm.model.weights import SparseWeight, sparse_weights
 from hf_nm.optim import resume
 from hf_nm.optim.before_step import Readiness
@@ -28,6 +27,7 @@ from hf_nm.optim.guards import guard_loading, guard_modes, guard_step
 from hf_nm.optim.meter import MaskMeter
 from hf_nm.optim.schedule import Schedule
 from hf_nm.optim.step import Step, stray_write
+from hf_nm.replaced import Replaced
 
 
 def attach(

@@ -15,11 +15,11 @@ from transformers import Trainer, TrainerCallback
 from hf_nm import compat
 from hf_nm.formats.recorded import recorded
 from hf_nm.model.refused import check_trainer
-from hf_nm.model.replaced import Replaced
 from hf_nm.model.weights import sparse_weights
 from hf_nm.optim import sad_log
 from hf_nm.optim.attach import Attachment, attach
 from hf_nm.optim.schedule import Schedule
+from hf_nm.replaced import Replaced
 from hf_nm.trainer.finished import train_nothing_when_finished
 from hf_nm.trainer.resuming import resume_from_whole_checkpoints
 from hf_nm.trainer.run_card import RunCard

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from hf_nm.model.replaced import Replaced
+from hf_nm.replaced import Replaced
 
 
 def train_nothing_when_finished(trainer: Trainer) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import Trainer
 
-from hf_nm.model.replaced import Replaced
+from hf_nm.replaced import Replaced
 from hf_nm.trainer.checkpoints import check_whole, newest_whole, view, warn_of_random_states
 
 
