@@ -9,7 +9,7 @@ Its Trainer (5.0 to 5.24) does not when it resumes or loads the best model: it g
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,15 @@ def _load(trainer: Trainer, folder: str) -> bool:
         return False
     with Stored(weight_files(path), packed=False) as stored:
         state = _converted(model, path, stored)
+        missing = _missing(model, path, stored.tensors if state is None else state)
     if state is None:
         return False
-    _check_all_there(model, path, state)
+    if missing:
+        warnings.warn(
+            f"{folder} lacks {len(missing)} of the model's weights (first: {missing[0]}): they keep the "
+            "values they have",
+            stacklevel=2,
+        )
     model.load_state_dict(state, strict=False)
     return True
 
@@ -86,21 +92,16 @@ def _converted(model: Any, folder: Path, stored: Stored) -> dict[str, Tensor] | 
     return state
 
 
-def _check_all_there(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]) -> None:
+def _missing(model: PreTrainedModel, folder: Path, names: Iterable[str]) -> list[str]:
+    """The parameters that are not among the names; raises ``ValueError`` if one is N:M: with fixed masks
+    nothing else would find that it keeps the values it had."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    loaded = {
-        id(parameters[name]) for name in state if name in parameters
-    }  # tied ones have two names
-    missing = [name for name, parameter in parameters.items() if id(parameter) not in loaded]
-    sparse = {w.name for w in sparse_weights(model)}
-    if sparse & set(missing):
+    there = {id(parameters[name]) for name in names if name in parameters}  # tied: two names
+    missing = [name for name, parameter in parameters.items() if id(parameter) not in there]
+    lost = {w.name for w in sparse_weights(model)} & set(missing)
+    if lost:
         raise ValueError(
-            f"{folder} lacks {len(missing)} of the model's weights (first: {missing[0]}), which would "
+            f"{folder} lacks {len(lost)} of the model's N:M weights (first: {min(lost)}), which would "
             "keep the values they have now; resume with the model that saved it"
         )
-    if missing:
-        warnings.warn(
-            f"{folder} lacks {len(missing)} of the model's weights (first: {missing[0]}): they keep the "
-            "values they have",
-            stacklevel=2,
-        )
+    return missing
