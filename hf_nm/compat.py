@@ -35,6 +35,10 @@ OF_NN_MODULE = {
 OVERRIDDEN = {
     "NMLayer": ("_apply", "_save_to_state_dict", "_load_from_state_dict"),
 }
+# Private methods of transformers' Trainer that hf_nm puts a function around, in each Trainer with an
+# installed NMCallback: how it loads weights when it resumes, ``(folder, model=None)``, and those of the
+# best model, ``()``. transformers 5.0 to 5.24.
+LOADING = ("_load_from_checkpoint", "_load_best_model")
 # Modules of transformers that are not documented as places to import from.
 MODULES = {
     "transformers.modeling_utils": "where PreTrainedModel is defined, to know that it has been",

@@ -31,7 +31,10 @@ FOLDERS = {
         {"sparsity", "formats", "model", "optim", "checkpoint"},
         HUGGING_FACE | {"matplotlib", "yaml"},
     ),
-    "trainer": ({"sparsity", "formats", "model", "optim", "hub"}, HUGGING_FACE),
+    "trainer": (
+        {"sparsity", "formats", "model", "optim", "checkpoint", "hub"},
+        HUGGING_FACE,
+    ),
     "cli": (
         {"sparsity", "targets", "formats", "model", "inference", "optim", "checkpoint", "hub"},
         TERMINAL,

@@ -23,6 +23,7 @@ from hf_nm.replaced import Replaced
 from hf_nm.trainer.finished import train_nothing_when_finished
 from hf_nm.trainer.resuming import resume_from_whole_checkpoints
 from hf_nm.trainer.run_card import RunCard
+from hf_nm.trainer.saved_names import load_with_conversion
 
 
 class NMCallback(TrainerCallback):
@@ -44,6 +45,9 @@ class NMCallback(TrainerCallback):
     Installed, it also lets a finished run that is resumed train nothing, where transformers' own Trainer
     takes one step too many (step 61 of 60); and ``train(resume_from_checkpoint=True)`` takes the newest
     checkpoint that is whole, warning of half-written ones, where theirs stops at these.
+
+    Where transformers saves a model under other names than its parameters have (Mixtral, ViT and
+    others), resuming and ``load_best_model_at_end`` convert them back, which theirs do not.
 
     In :class:`NMTrainer` and :class:`NMSeq2SeqTrainer` it is there. In any other Trainer write
     ``NMCallback().install(trainer)``. Passed in ``callbacks=[...]`` alone it trains right too, with
@@ -115,6 +119,7 @@ class NMCallback(TrainerCallback):
         Replaced(trainer, "create_optimizer", attaching)
         train_nothing_when_finished(trainer)
         resume_from_whole_checkpoints(trainer)
+        load_with_conversion(trainer)
         self._card = RunCard(trainer, self)
         return self
 
