@@ -24,6 +24,7 @@ from hf_nm.cli.terminal import (
     print_sizes,
     print_warning,
     progress,
+    shown,
     size,
 )
 from hf_nm.sparsity.check import BrokenPatternError
@@ -116,15 +117,15 @@ def inspect(
     for row in found.groups():
         kept = NMPattern.parse(row["pattern"]) if "pattern" in row else None
         table.add_row(
-            row["name"],
+            shown(row["name"]),
             str(row["count"]),
             "x".join(map(str, row["shape"])),
             "dense" if kept is None else str(kept),
-            row["reason"] if kept is None else f"{kept.n / kept.m:.1%}",
+            shown(row["reason"]) if kept is None else f"{kept.n / kept.m:.1%}",
         )
     out.print(table)
     out.print(
-        f"{found.architecture}: {found.parameters:,} parameters, {found.share:.1%} of them in "
+        f"{shown(found.architecture)}: {found.parameters:,} parameters, {found.share:.1%} of them in "
         f"{len(found.report.layers)} N:M weights{' as it claims' if found.claimed else ''}\n"
         f"checkpoint {size(found.dense_bytes)}, packed {size(found.packed_bytes)} "
         f"({found.packed_bytes / found.dense_bytes:.2f} of it)"
@@ -272,7 +273,7 @@ def push(
         token=token,
         commit_message=message,
     )
-    out.print(str(url))
+    out.print(shown(str(url)))
 
 
 @app.command()
