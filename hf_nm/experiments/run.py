@@ -28,7 +28,7 @@ import datasets
 import torch
 from accelerate import PartialState
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 import hf_nm
@@ -132,6 +132,7 @@ class Run:
     def train(self, trainer: Trainer) -> None:
         """Train, from the checkpoint on if the run is resumed."""
         trainer.add_callback(self.clock)
+        trainer.add_callback(_ToldTheEpoch())
         self.clock.start()
         trainer.train(resume_from_checkpoint=self.resumed_from)
         self.clock.stop(trainer.state.global_step)
@@ -258,3 +259,16 @@ def command_line() -> str:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     launcher = ["accelerate", "launch"] if launched else [Path(sys.executable).name]
     return shlex.join([*launcher, *sys.argv])
+
+
+class _ToldTheEpoch(TrainerCallback):
+    """Sets the epoch of the whole data loader, before the Trainer skips what a resumed run has seen.
+
+    Through accelerate's wrapper that skips, Trainers before transformers 5.17 reach no sampler of a
+    recipe's own (seen up to 5.13), and the rest of a later epoch would be in the first one's order.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        loader = others.get("train_dataloader")
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(int(state.epoch or 0))
