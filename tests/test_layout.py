@@ -41,7 +41,7 @@ FOLDERS = {
         HUGGING_FACE | DATA | SCIENCE | {"yaml", "matplotlib"},
     ),
 }
-BOTTOM = {"compat", "environment", "version"}  # files that every folder may import
+BOTTOM = {"compat", "environment", "interrupts", "version"}  # files that every folder may import
 ON_TOP = {"cli", "experiments"}  # folders that no other imports
 LONGEST = 400  # lines
 MOST = 10  # modules in a folder, beside its __init__

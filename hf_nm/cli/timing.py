@@ -111,7 +111,7 @@ def time_layers(
 
 
 def _masks(weight: Tensor, pruned: Tensor, mask: Tensor, pattern: NMPattern) -> None:
-    merge_(weight, pruned)
+    merge_(weight, pruned, mask)
     split_(weight, pruned, mask, pattern, update_mask=True)
 
 

@@ -42,6 +42,12 @@ class NMLayer(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, state in self._nm.items():
             state.match_placement(getattr(self, name))
+            if state.is_dense and not state.on_request:
+                raise BrokenPatternError(
+                    f"{prefix}{name} holds its dense weight just now, inside optimizer.step(), so it is "
+                    "not saved as a sparse one; save after the step (a hook of the optimizer or another "
+                    "thread came too early), or inside `with hf_nm.dense_weights(model):` on purpose"
+                )
             if state.breaks(getattr(self, name)):
                 raise BrokenPatternError(
                     f"{prefix}{name} is not {state.pattern} any more, so it is not saved: other "

@@ -55,6 +55,11 @@ class Parts:
     placement: Placement | None = None
     agreed: bool = False
 
+    def tensors(self) -> list[Tensor]:
+        """Mask, what is aside, and extras, in an order that all processes share."""
+        aside = [] if self.aside is None else [self.aside]
+        return [self.mask, *aside, *(tensor for _, tensor in sorted(self.extras.items()))]
+
     def cast(self, dtype: torch.dtype) -> Parts:
         """The same for a weight of another dtype."""
         return self if self.aside is None else replace(self, aside=self.aside.to(dtype))

@@ -30,6 +30,8 @@ from hf_nm.sparsity.check import broken_weight
 from hf_nm.sparsity.mask import breaks_mask, count_kept, merge_, nm_mask, split_, zero_pruned_
 from hf_nm.sparsity.pattern import NMPattern
 
+BY_MASK = 0  # in place of a fingerprint, where none can be compared
+
 
 class NMState:
     """What one N:M weight remembers beside the parameter.
@@ -40,6 +42,7 @@ class NMState:
         waiting: parts of the whole weight, kept while the parameter is away on the meta device or after
             it was sharded, until they are known to belong to what came back.
         is_dense: whether the parameter holds ``W`` just now (inside a step or ``dense_weights``).
+        on_request: whether it does because somebody asked for it (``dense_weights``).
         mask_held: whether the mask stays as it is until the next step (``mask_interval``).
         mask_frozen: whether it stays for good (``freeze_masks_at``): then nothing is kept aside.
         step_pattern: the pattern of the present step; the spec's unless the method tightens it.
@@ -52,7 +55,7 @@ class NMState:
         self.spec = spec
         self.parts: Parts | None = None
         self.waiting: Parts | None = None
-        self.is_dense = False
+        self.is_dense = self.on_request = False
         self.mask_held = False
         self.mask_frozen = False
         self.step_pattern = self.pattern_at(0)
@@ -103,13 +106,6 @@ class NMState:
     def agrees(self, weight: Tensor) -> bool:
         """Whether all processes have settled on the masks of a weight that is cut as this one is."""
         return self.parts is not None and self.parts.agreed and self.fits(weight)
-
-    def tensors(self) -> list[Tensor]:
-        """Everything that belongs to the parameter, in an order that all processes share."""
-        if self.parts is None:
-            return []
-        aside = [] if self.parts.aside is None else [self.parts.aside]
-        return [self.parts.mask, *aside, *(t for _, t in sorted(self.parts.extras.items()))]
 
     def obeyed_by(self, weight: Tensor) -> bool:
         """Whether this process's part of the weight is zero where its mask says so."""
@@ -186,7 +182,7 @@ class NMState:
         """
         check_shards(self.name, weight, self.pattern, self.dim)
         self.restored = self.waiting = None
-        self.is_dense = False
+        self.is_dense = self.on_request = False
         part = local(weight)
         if part.device.type == "meta":
             self.parts = None
@@ -255,26 +251,46 @@ class NMState:
             self.waiting = None
 
     def after_load(self, weight: Tensor) -> None:
-        """Values were loaded into the parameter: they are the sparse weight that the parts belong to, or
-        else a dense one."""
+        """Values were loaded into the parameter: they are the sparse weight that the parts belong to,
+        or else a dense one."""
         if self.is_dense:  # leaving dense_weights() projects it
             return
         if not self.fits(weight):
             self.match_placement(weight)
             return
-        belongs = self.restored is not None and (
-            self.obeyed_by(weight)
-            if is_sharded(weight)
-            else self.restored == fingerprint(local(weight))
-        )
-        if not belongs:
+        # A checkpoint's parts wait for their weight: the next step compares them.
+        if self.restored is None:
             self.project_dense(weight)
 
-    def merge(self, weight: Tensor) -> None:
-        """Let the parameter hold ``W``; nothing if it does."""
-        if not self.is_dense:
-            self._merge(local(weight))
-            self.is_dense = True
+    def belongs_to(self, weight: Tensor) -> bool:
+        """Whether the weight is the one that the parts of a checkpoint were saved with; by the mask
+        alone where the weight is sharded, or was cast since."""
+        if not self.obeyed_by(weight):
+            return False
+        return self.restored in (None, BY_MASK) or self.restored == fingerprint(local(weight))
+
+    def merge(self, weight: Tensor, *, on_request: bool = False) -> Tensor | None:
+        """Let the parameter hold ``W``; nothing (None) if it does.
+
+        Where a pruned entry held a value, that was written without projecting. On a CPU the parameter is
+        then left as it is; elsewhere, where looking would wait, such values are replaced.
+
+        Args:
+            weight: the parameter.
+            on_request: whether the dense weight was asked for, and may be saved as such.
+
+        Returns:
+            bool scalar tensor: whether a pruned entry held a value.
+        """
+        if self.is_dense:
+            return None
+        if self.restored is not None and self.belongs_to(weight):
+            self.confirm()  # what is written from here on need not be what was saved
+        part = local(weight)
+        stray = self._merge(part)
+        if part.device.type != "cpu" or not stray:
+            self.is_dense, self.on_request = True, on_request
+        return stray
 
     def split(self, weight: Tensor, *, update_mask: bool) -> Tensor | None:
         """Let the parameter hold ``S`` again; nothing (None) if it does.
@@ -285,12 +301,12 @@ class NMState:
         if not self.is_dense:
             return None
         flips = self._split(local(weight), update_mask=update_mask)
-        self.is_dense = False
+        self.is_dense = self.on_request = False
         return flips
 
     def take_as_dense(self) -> None:
         """The parameter was overwritten: what it holds is the dense weight, and nothing is aside."""
-        self.is_dense = True
+        self.is_dense = self.on_request = True
         if self.aside is not None:
             self.aside.zero_()
 
@@ -298,7 +314,7 @@ class NMState:
         """``W`` as a new tensor of the weight's shape, sharded as it is."""
         self.match_placement(weight)
         dense = local(weight).clone()
-        if not self.is_dense:
+        if not self.is_dense and self.parts is not None:
             self._merge(dense)
         return like_weight(dense, weight)
 
@@ -341,13 +357,15 @@ class NMState:
         scores = dense if score is None else score(dense, extras)
         return nm_mask(scores, self.step_pattern.n, self.step_pattern.m, self.dim)
 
-    def _merge(self, part: Tensor) -> None:
-        if self.aside is None:
-            return
-        if self.method.keeps is Aside.DENSE:
+    def _merge(self, part: Tensor) -> Tensor:
+        """Let ``part`` hold ``W`` in place of ``S``; whether a pruned entry of it held a value."""
+        assert self.parts is not None
+        if self.method.keeps is not Aside.DENSE or self.aside is None:
+            return merge_(part, self.aside, self.parts.mask)
+        stray = merge_(part, None, self.parts.mask)
+        if part.device.type != "cpu" or not stray:
             part.copy_(self.aside)
-        else:
-            merge_(part, self.aside)
+        return stray
 
     def _split(self, part: Tensor, *, update_mask: bool) -> Tensor:
         """Let ``part`` hold ``S`` in place of ``W``, and the parts what belongs to it."""

@@ -7,19 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from hf_nm import compat
+from hf_nm.interrupts import uninterrupted
 from hf_nm.model.layers import NMLayer
 from hf_nm.model.replaced import replace_in_all
-from hf_nm.model.sharding import like_weight, local
+from hf_nm.model.sharding import like_weight
 from hf_nm.model.state import NMState
 from hf_nm.sparsity.check import BrokenPatternError
 from hf_nm.sparsity.pattern import NMPattern
-
-_PROBED = 1024  # entries
 
 
 @dataclass(frozen=True)
@@ -83,23 +81,6 @@ def sparse_weights(model: nn.Module) -> list[SparseWeight]:
     return found
 
 
-@torch.no_grad()
-def wrote_dense(weights: list[SparseWeight]) -> list[Tensor]:
-    """Whether other code wrote dense values into sparse weights, judged by the first entries of each:
-    averages, mode switches and wrappers write all of it.
-
-    Returns:
-        A bool scalar tensor for each device; nothing waits for it.
-    """
-    rows: dict[torch.device, list[Tensor]] = {}
-    for w in weights:
-        if w.state.mask is not None:
-            first = local(w.weight).reshape(-1)[:_PROBED]
-            pruned = first.masked_fill(w.state.mask.reshape(-1)[:_PROBED], 0)
-            rows.setdefault(pruned.device, []).append(pruned)
-    return [torch.cat(found).any() for found in rows.values()]
-
-
 @contextmanager
 def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
     """Let the parameters hold the dense weights ``W = S + R`` inside; project them on exit.
@@ -142,7 +123,8 @@ def open_weights(weights: list[SparseWeight]) -> Iterator[None]:
             )
     opened = [w for w in weights if not w.state.is_dense and w.state.mask is not None]
     try:  # from here on whatever raises (a warning made an error, too) leaves sparse weights behind
-        overwritten = [w.name for w in opened if not _open(w)]
+        with uninterrupted():
+            overwritten = [w.name for w in opened if not _open(w)]
         if overwritten:
             warnings.warn(
                 f"{len(overwritten)} N:M weights held values where their masks say zero "
@@ -151,15 +133,16 @@ def open_weights(weights: list[SparseWeight]) -> Iterator[None]:
             )
         yield
     finally:
-        for w in opened:
-            w.state.split(w.weight, update_mask=w.state.updates_mask)
+        with uninterrupted():
+            for w in opened:
+                w.state.split(w.weight, update_mask=w.state.updates_mask)
 
 
 def _open(w: SparseWeight) -> bool:
     """Let the parameter hold its dense weight; False where it was overwritten and is one already."""
     whole = not w.state.breaks(w.weight)
     if whole:
-        w.state.merge(w.weight)
+        w.state.merge(w.weight, on_request=True)
     else:
         w.state.take_as_dense()
     return whole

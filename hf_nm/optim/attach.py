@@ -16,8 +16,9 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hf_nm.interrupts import uninterrupted
 from hf_nm.model.refused import checked_model, inner_optimizer
 from hf_nm.model.replaced import Replaced
 from hf_nm.model.weights import SparseWeight, sparse_weights
@@ -26,7 +27,7 @@ from hf_nm.optim.before_step import Readiness
 from hf_nm.optim.guards import guard_loading, guard_modes, guard_step
 from hf_nm.optim.meter import MaskMeter
 from hf_nm.optim.schedule import Schedule
-from hf_nm.optim.step import Step
+from hf_nm.optim.step import Step, stray_write
 
 
 def attach(
@@ -108,6 +109,7 @@ class Attachment:
         self.schedule = schedule
         self.meter = MaskMeter(optimizer, model)
         self._step: Step | None = None  # between steps, and in one that is skipped
+        self._strays: dict[str, Tensor] = {}  # found on a device that nobody waited for
         self._depth = 0
         self._loading: dict[str, Any] | None = None
 
@@ -191,10 +193,12 @@ class Attachment:
 
     def sad(self, since: str = "start") -> int:
         """SAD between the masks at ``since`` and now, in mask entries: see :meth:`MaskMeter.sad`."""
+        self.raise_if_written()
         return self.meter.sad(since)
 
     def sad_per_layer(self, since: str = "start") -> dict[str, int]:
         """:meth:`sad` of each weight by its name."""
+        self.raise_if_written()
         return self.meter.sad_per_layer(since)
 
     def flips_per_layer(self, since: str = "start") -> dict[str, int]:
@@ -203,6 +207,7 @@ class Attachment:
 
     def flip_rate(self, since: str = "start") -> float:
         """Flips summed step by step / (N:M weights x steps) since ``since``: a fraction in [0, 1]."""
+        self.raise_if_written()
         return self.meter.flip_rate(since)
 
     def mark(self) -> None:
@@ -236,11 +241,14 @@ class Attachment:
 
         step = self._step = Step(optimizer, weights, self.schedule.decay_factor(self.step + 1))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        with uninterrupted():
+            if closure is None:
+                scale = getattr(optimizer, "grad_scale", None)
+                step.open(1.0 if scale is None else scale)
+            else:
+                wrapped = step.open_for(closure)
         if closure is None:
-            scale = getattr(optimizer, "grad_scale", None)
-            step.open(1.0 if scale is None else scale)
             return None
-        wrapped = step.open_for(closure)
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, kwargs | {"closure": wrapped}
@@ -252,21 +260,45 @@ class Attachment:
         if self._depth > 0 or self._step is None:
             return
         step = self._step
-        self.meter.step += 1
-        for w in step.weights:
-            w.state.at_step(self.step)
-            w.state.hold(
-                held=not self.schedule.moves_masks_at(self.step), frozen=w.state.mask_frozen
-            )
-        self.meter.add(step.close())
-        self._step = None
-        self._hold_until_next(step.weights)
+        with uninterrupted():
+            self.meter.step += 1
+            for w in step.weights:
+                w.state.at_step(self.step)
+                w.state.hold(
+                    held=not self.schedule.moves_masks_at(self.step), frozen=w.state.mask_frozen
+                )
+            self.meter.add(step.close())
+            self._keep_strays(step)
+            self._step = None
+            self._hold_until_next(step.weights)
 
     def _close(self) -> None:
         """Project what a step left open, and forget the step."""
         if self._step is not None:
-            self._step.close()
-            self._step = None
+            with uninterrupted():
+                self._step.close()
+                self._keep_strays(self._step)
+                self._step = None
+
+    def _keep_strays(self, step: Step) -> None:
+        for name, stray in step.strays.items():
+            self._strays[name] = self._strays[name] | stray if name in self._strays else stray
+
+    def raise_if_written(self) -> None:
+        """Raise if a step found that other code had written a pruned entry before it.
+
+        On a CPU the step itself does. On an accelerator it would have to wait for the device, so the
+        values were replaced by what the dense weight holds, and this says so: it is called where a
+        program waits anyway, by :meth:`sad` and its like, the optimizer's ``state_dict``, and by the
+        Trainers at each log, evaluation and save and at the end of training.
+
+        Raises:
+            BrokenPatternError: the first such weight is named.
+        """
+        found, self._strays = self._strays, {}
+        for name, stray in found.items():
+            if stray:
+                raise stray_write(name)
 
     def _hold_until_next(self, weights: list[SparseWeight]) -> None:
         """Tell the weights whether a projection between steps may move masks: only where every step
@@ -287,6 +319,7 @@ class Attachment:
     # -- checkpoints -----------------------------------------------------------------------------------
 
     def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        self.raise_if_written()
         resume.save_into(state_dict, self.meter)
 
     def _take_from_checkpoint(

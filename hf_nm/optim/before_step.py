@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from hf_nm.model.sharding import is_sharded, several_processes
-from hf_nm.model.weights import SparseWeight, sparse_weights, wrote_dense
+from hf_nm.model.weights import SparseWeight, sparse_weights
 from hf_nm.optim.ranks import align_ranks, settle_shards
-from hf_nm.sparsity.check import broken_weight
+from hf_nm.sparsity.check import BrokenPatternError, broken_weight
 
 
 class Readiness:
@@ -20,7 +20,6 @@ class Readiness:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._known: set[str] = set()  # weights that were checked, on which ranks agree
-        self._dense_writes: list[Tensor] = []
 
     def at_attach(self, weights: list[SparseWeight]) -> list[SparseWeight]:
         """Check when the optimizer is attached.
@@ -50,7 +49,6 @@ class Readiness:
         renewed = settle_shards(weights) + self._check_new(weights)
         for w in weights:
             w.state.follow(w.weight)  # another parameter than before, if it was sharded since
-        self._find_dense_writes(weights)
         return renewed
 
     def _check_new(self, weights: list[SparseWeight]) -> list[SparseWeight]:
@@ -67,13 +65,13 @@ class Readiness:
         for w in weights:
             if w.name in self._known and w.state.restored is None:
                 continue
+            if w.state.restored is not None and not w.state.belongs_to(w.weight):
+                raise BrokenPatternError(
+                    f"{w.name} is not the weight that the optimizer's checkpoint was saved with: the "
+                    "model's checkpoint was not loaded, is of another step, or was changed since; load "
+                    "both of the same step"
+                )
             if not w.state.obeyed_by(w.weight):
-                if w.state.restored is not None:
-                    raise broken_weight(
-                        w.name,
-                        "the optimizer's checkpoint was loaded but not the model's",
-                        remedy="load both",
-                    )
                 raise broken_weight(
                     w.name,
                     "it was trained or written without hf_nm",
@@ -83,19 +81,6 @@ class Readiness:
             w.state.confirm()
             self._known.add(w.name)
         return renewed
-
-    def _find_dense_writes(self, weights: list[SparseWeight]) -> None:
-        """Raise if other code wrote dense values since the last step: the pruned part does not belong
-        to them. An accelerator is not waited for; what it found is read at the next step."""
-        flags = wrote_dense(weights)
-        found = self._dense_writes + [flag for flag in flags if flag.is_cpu]
-        self._dense_writes = [flag for flag in flags if not flag.is_cpu]
-        if any(bool(flag) for flag in found):
-            raise broken_weight(
-                "an N:M weight",
-                "other code wrote it between two steps (an average swapped in, a wrapper that "
-                "interpolates, adapters merged)",
-            )
 
 
 def _check_whole(w: SparseWeight) -> None:

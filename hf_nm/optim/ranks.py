@@ -51,7 +51,7 @@ def align_ranks(weights: list[SparseWeight]) -> bool:
         part = dist.new_group(ranks) if len(ranks) < len(digests) else None
         if dist.get_rank() in ranks:
             for w in weights:
-                for tensor in w.state.tensors():
+                for tensor in [] if w.state.parts is None else w.state.parts.tensors():
                     sent = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
                     dist.broadcast(sent, src=ranks[0], group=part)
             if part is not None:

@@ -31,6 +31,7 @@ from hf_nm.model.sharding import (
     placement_of,
     sum_over_shards,
 )
+from hf_nm.model.state import BY_MASK
 from hf_nm.model.weights import SparseWeight
 from hf_nm.optim.meter import MaskMeter
 from hf_nm.optim.schedule import Schedule
@@ -76,7 +77,7 @@ def _entry(w: SparseWeight, history: MaskHistory) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "mask": like_weight(mask, w.weight),
         "pruned": None if aside is None else like_weight(aside, w.weight),
-        "sparse_weight": 0 if is_sharded(w.weight) else fingerprint(w.weight),
+        "sparse_weight": BY_MASK if is_sharded(w.weight) else fingerprint(w.weight),
         **history.state_dict(),
     }
     if parts.extras:
@@ -151,7 +152,8 @@ def load(saved: dict[str, Any], meter: MaskMeter) -> None:
             placement_of(w.weight),
             agreed=True,
         )
-        w.state.install(parts, restored=entry["sparse_weight"])
+        was_cast = aside is not None and aside.dtype != w.weight.dtype
+        w.state.install(parts, restored=BY_MASK if was_cast else entry["sparse_weight"])
         meter.history(w).load_state_dict(entry)
 
 

@@ -11,6 +11,16 @@ from torch import Tensor
 
 from hf_nm.model.sharding import local, placed_as
 from hf_nm.model.weights import SparseWeight
+from hf_nm.sparsity.check import BrokenPatternError, broken_weight
+
+
+def stray_write(name: str) -> BrokenPatternError:
+    """The error for a weight that held values where its mask says zero when a step began."""
+    return broken_weight(
+        name,
+        "other code wrote it between two steps (an average swapped in, a wrapper that interpolates, "
+        "adapters merged)",
+    )
 
 
 class Step:
@@ -24,6 +34,8 @@ class Step:
     Attributes:
         weights: all of them.
         opened: those that hold their dense weights now, or did when it was last asked to open.
+        strays: by the weight's name, whether it held a value where its mask says zero: bool scalar
+            tensors that nobody has waited for.
     """
 
     def __init__(
@@ -33,6 +45,7 @@ class Step:
         self.opened: list[SparseWeight] = []
         self._optimizer = optimizer
         self._decay_factor = decay_factor
+        self.strays: dict[str, Tensor] = {}
         self._masks_before: list[Tensor | None] | None = (
             None  # where a closure moves masks in between
         )
@@ -57,7 +70,7 @@ class Step:
         masks = [w.state.mask for w in self.opened]
         self._masks_before = [None if mask is None else mask.clone() for mask in masks]
         for w in self.opened:
-            w.state.merge(w.weight)
+            self._merge(w)
 
         @functools.wraps(closure)
         def evaluate() -> Any:
@@ -81,13 +94,22 @@ class Step:
         }
         scale = loss_scale * self._decay_factor
         for w in self.opened:
+            self._merge(w)
             gradient, state = w.weight.grad, w.state
             if gradient is not None:
                 gradient = w.weight.grad = placed_as(gradient, w.weight)
                 assert state.mask is not None
                 strength = state.spec.decay * scale * (-1.0 if id(w.weight) in ascending else 1.0)
                 state.method.adjust_gradient(local(gradient), state.aside, state.mask, strength)
-            state.merge(w.weight)
+
+    def _merge(self, w: SparseWeight) -> None:
+        stray = w.state.merge(w.weight)
+        if stray is None:
+            return
+        if not stray.is_cpu:
+            self.strays[w.name] = stray
+        elif stray:
+            raise stray_write(w.name)
 
     def close(self) -> dict[str, Tensor]:
         """Project what is open; safe to call at any time, and more than once.

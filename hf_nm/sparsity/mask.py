@@ -154,16 +154,53 @@ def split_(
 
 
 @torch.no_grad()
-def merge_(weight: Tensor, pruned: Tensor) -> None:
-    """Undo :func:`split_`: ``weight`` becomes ``W = S + R``, bit for bit (the supports are disjoint).
+def merge_(weight: Tensor, pruned: Tensor | None, mask: Tensor) -> Tensor:
+    """Undo :func:`split_`, bit for bit: pruned entries of ``weight`` come from ``pruned``.
+
+    On the way every pruned entry of ``weight`` is looked at: they should all be zero. On a CPU nothing
+    is changed where one is not. Elsewhere that would wait for the device: stray values are replaced.
 
     Args:
         weight: ``S``; holds ``W`` afterwards.
-        pruned: ``R``, same shape and dtype; not changed.
+        pruned: ``R``, same shape and dtype; not changed. None: nothing to merge, only to look at.
+        mask: ``E``, bool, same shape.
+
+    Returns:
+        bool scalar tensor on the weight's device: whether a pruned entry was not zero (minus zero is).
+
+    Raises:
+        TypeError: ``pruned`` has another dtype.
     """
-    if weight.dtype != pruned.dtype:  # the bits of another dtype would mean other numbers
+    if pruned is not None and weight.dtype != pruned.dtype:  # bits would mean other numbers
         raise TypeError(f"a {weight.dtype} weight has a pruned part of {pruned.dtype}; cast both")
-    as_integers(weight).bitwise_xor_(as_integers(pruned))
+    parts = [weight, mask] if pruned is None else [weight, mask, pruned]
+    if not all(part.is_contiguous() for part in parts):
+        stray = torch.any(weight.ne(0).logical_and_(~mask))
+        if pruned is not None and not (weight.device.type == "cpu" and bool(stray)):
+            weight.copy_(torch.where(mask, weight, pruned))
+        return stray
+
+    strays = torch.zeros((), dtype=torch.bool, device=weight.device)
+    tensors = [as_integers(weight), mask]
+    if pruned is not None:
+        tensors.append(as_integers(pruned))
+    merged: list[tuple[Tensor, Tensor]] = []
+    for bits, kept, *rest in _chunks(1, *tensors):
+        stray = _scratch(bits)
+        stray.copy_(kept.view(torch.int8).sub(1)).bitwise_and_(bits)  # minus one: all bits set
+        if weight.device.type != "cpu":
+            bits.bitwise_xor_(stray)
+            strays.logical_or_(_hold_values(stray))
+        elif any(torch.aminmax(stray)):
+            if _hold_values(stray.clone()):  # this run is as it was, and now so are those before it
+                for before, its_mask in merged:
+                    zero_pruned_(before, its_mask)
+                return strays.fill_(True)
+            bits.bitwise_xor_(stray)  # minus zeros
+        if rest:
+            bits.bitwise_xor_(rest[0])  # no two bits of them meet
+            merged.append((bits, kept))
+    return strays
 
 
 @torch.no_grad()
@@ -270,10 +307,31 @@ class _BuffersOfThread(threading.local):
 
     def __init__(self) -> None:
         self.latest: dict[Any, _Buffers] = {}
+        self.scratch: dict[Any, Tensor] = {}
 
 
 _buffers_of_thread = _BuffersOfThread()
 _MOST_BUFFERS = 8
+
+
+def _hold_values(stray: Tensor) -> Tensor:
+    """Whether bits of pruned places, which are overwritten, are of more than minus zeros: bool scalar
+    tensor."""
+    return stray.bitwise_and_(torch.iinfo(stray.dtype).max).amax().ne(0)
+
+
+def _scratch(bits: Tensor) -> Tensor:
+    """An integer tensor of this length and dtype, of this thread where it can be used again."""
+    if bits.device.type != "cpu" or type(bits) is not Tensor:
+        return torch.empty_like(bits)
+    latest = _buffers_of_thread.scratch
+    key = (bits.numel(), bits.dtype)
+    if key not in latest:
+        if len(latest) == _MOST_BUFFERS:
+            del latest[next(iter(latest))]
+        with torch.inference_mode(False):
+            latest[key] = torch.empty_like(bits)
+    return latest[key]
 
 
 def _buffers(pattern: NMPattern, bits: Tensor, stride: int) -> _Buffers:

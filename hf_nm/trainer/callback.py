@@ -117,6 +117,7 @@ class NMCallback(TrainerCallback):
         handle = self.attachment
         if handle is None or logs is None or "loss" not in logs:
             return
+        handle.raise_if_written()
         measured = sad_log.measure(handle.meter)
         totals = sad_log.totals(measured)
         logs.update(totals)
@@ -126,6 +127,20 @@ class NMCallback(TrainerCallback):
         if state.is_world_process_zero:
             sad_log.append(args.output_dir, state.global_step, measured)
         handle.mark()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._raise_if_written()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._raise_if_written()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._raise_if_written()
+
+    def _raise_if_written(self) -> None:
+        """Where the Trainer waits for the device anyway."""
+        if self.attachment is not None:
+            self.attachment.raise_if_written()
 
     def on_push_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the card of a checkpoint's push, for which the Trainer makes none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 
@@ -277,6 +278,26 @@ def test_only_the_optimizer_was_loaded():
     resumed, other, _ = start()
     other.load_state_dict(optimizer.state_dict())
     with pytest.raises(hf_nm.BrokenPatternError, match="load both"):
+        train(resumed, other, range(1))
+
+
+@pytest.mark.parametrize("optimizer_first", [True, False])
+@pytest.mark.parametrize("kind", ["moved", "same masks"])
+def test_model_and_optimizer_of_different_steps(kind, optimizer_first):
+    """Red if a model is trained on with the pruned parts of another step, whatever was loaded first."""
+    options = {} if kind == "moved" else {"mask_interval": 100}
+    model, optimizer, _ = start(options=options)
+    train(model, optimizer, range(3))
+    early = copy.deepcopy(model.state_dict())
+    train(model, optimizer, range(3, 6))
+    resumed, other, _ = start(options=options)
+    jobs = [
+        lambda: other.load_state_dict(copy.deepcopy(optimizer.state_dict())),
+        lambda: resumed.load_state_dict(early),
+    ]
+    for job in jobs if optimizer_first else reversed(jobs):
+        job()
+    with pytest.raises(hf_nm.BrokenPatternError, match="load both of the same step"):
         train(resumed, other, range(1))
 
 

@@ -46,5 +46,5 @@ def test_any_dimension(shape, dim, contiguous, device):
         assert int(flips) == int(mask.sum())
         assert_same_bits(split, torch.where(mask, weight, 0))
         assert_same_bits(pruned, torch.where(mask, 0, weight))
-        merge_(split, pruned)
+        merge_(split, pruned, mask)
         assert_same_bits(split, weight)
