@@ -157,6 +157,7 @@ def _on_meta(source: str | Path, dtype: str | None, download: dict[str, Any]) ->
             )
     with torch.device("meta"):
         model: nn.Module = model_class(config)(config)
+        model.tie_weights()  # transformers 5.0 does not tie what is built here
     return model.to(chosen)
 
 

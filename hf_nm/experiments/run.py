@@ -154,6 +154,7 @@ class Run:
             SystemExit: weights are not finite afterwards.
         """
         trainer.add_callback(self.clock)
+        trainer.add_callback(_ToldTheEpoch())
         self.clock.start()
         trainer.train(resume_from_checkpoint=self.resumed_from)
         self.clock.stop(trainer.state.global_step)
@@ -392,3 +393,16 @@ def command_line() -> str:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     launcher = ["accelerate", "launch"] if launched else [Path(sys.executable).name]
     return shlex.join([*launcher, *sys.argv])
+
+
+class _ToldTheEpoch(TrainerCallback):
+    """Sets the epoch of the whole data loader, before the Trainer skips what a resumed run has seen.
+
+    Through accelerate's wrapper that skips, Trainers before transformers 5.17 reach no sampler of a
+    recipe's own (seen up to 5.13), and the rest of a later epoch would be in the first one's order.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        loader = others.get("train_dataloader")
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(int(state.epoch or 0))

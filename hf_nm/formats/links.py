@@ -4,8 +4,8 @@
   anyway; one that leads out is refused.
 - A link to a file is read through where the file lies in the same folder; where it is a blob of the same
   repository in the Hub's cache (``models--me--model/snapshots/<commit>/file`` links to
-  ``models--me--model/blobs/<hash>``); and where it is named as weights or their config and is that, since
-  people keep weights on another disk.
+  ``models--me--model/blobs/<hash>``); and where it is named as weights or their config and is that,
+  since people keep weights on another disk.
 - Any other link is refused by name, and so is what is neither file nor folder.
 """
 

@@ -20,8 +20,8 @@ from hf_nm import compat
 from hf_nm.checkpoint.conversion import conversions
 from hf_nm.formats.folder import INDEX, SINGLE, weight_files
 from hf_nm.formats.stored import Stored
-from hf_nm.model.replaced import Replaced
 from hf_nm.model.weights import sparse_weights
+from hf_nm.replaced import Replaced
 
 
 def load_with_conversion(trainer: Trainer) -> None:

@@ -40,6 +40,10 @@ def load_tokenizer(recipe: RecipeArguments, data: Labelled, run: Run) -> PreTrai
             "give either --model_name_or_path (a checkpoint) or --config_name (from scratch)."
         )
     tokenizer = _named_or_learned(recipe, data, run)
+    if recipe.config_name and tokenizer.eos_token is None:
+        # BART's head reads a text at its last end-of-text token. Where the tokenizer has none, Trainers
+        # before transformers 5.23 set the model's to None; later ones leave it at 2, whatever that is.
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -165,8 +165,16 @@ BOMB = "a0: &a0 [x]\n" + "".join(
 
 @pytest.mark.parametrize(
     "front",
-    [BOMB, "a: &a [*a]\n", "a: &a {b: *a}\n", "a: " + "[" * 5000 + "\n", "a: " + "9" * 5000 + "\n"]
-    + ["a: !!timestamp x\n", "a: !!bool x\n", "a: !!int x\n"],
+    [
+        BOMB,
+        "a: &a [*a]\n",
+        "a: &a {b: *a}\n",
+        "a: " + "[" * 5000 + "\n",
+        "a: " + "9" * 5000 + "\n",
+        "a: !!timestamp x\n",
+        "a: !!bool x\n",
+        "a: !!int x\n",
+    ],
     ids=["laughs", "itself", "itself in a mapping", "deep", "long", "timestamp", "bool", "int"],
 )
 def test_metadata_that_takes_memory_or_time(front: str) -> None:

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from classification import TINY, run, toy_files
 from launching import launch_two
-from packaging.version import Version
 from recipe_loading import CLASSIFICATION, checkpoint_after, importing
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
@@ -189,9 +187,6 @@ HEADS = {
 @pytest.mark.parametrize("kind", HEADS)
 def test_other_architectures(kind, data, tmp_path):
     """Red if a model with another head, or without token types, cannot be trained and opened."""
-    if kind == "bart" and Version(transformers.__version__) < Version("5.23"):
-        # Its Trainer takes the model's end of text away where the tokenizer has none.
-        pytest.skip("BART with another model's tokenizer needs transformers >= 5.23")
     options = TINY.replace("bert", kind, 1).split()
     options[options.index("--config_overrides") + 1] = HEADS[kind]
     run(*data, *options, "--max_steps", 2, "--output_dir", tmp_path)
