@@ -303,3 +303,21 @@ def test_a_trainer_that_gets_its_model_later(tmp_path):
     trainer.model = trainer.model_wrapped = one_layer_bert()
     with pytest.raises(ValueError, match="holds none of the model's"):
         trainer.train()
+
+
+def test_callbacks_that_are_given_another_object(tmp_path):
+    """setfit's trainer does it: the object that holds body and head. Red if the callback takes what is
+    given for the model, and not what install had."""
+    model = hf_nm.sparsify(one_layer_bert())
+    trainer = Trainer(model=model, args=arguments(tmp_path, max_steps=2), train_dataset=rows(model))
+    handler, call_event = trainer.callback_handler, trainer.callback_handler.call_event
+
+    def with_another(event, args, state, control, **kwargs):
+        handler.model = object()
+        return call_event(event, args, state, control, **kwargs)
+
+    handler.call_event = with_another
+    callback = hf_nm.NMCallback().install(trainer)
+    trainer.train()
+    assert callback.attachment.model is model
+    assert callback.attachment.step == 2
