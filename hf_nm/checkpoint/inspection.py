@@ -156,7 +156,7 @@ def _on_meta(source: str | Path, dtype: str | None, download: dict[str, Any]) ->
                 "float16 or float32"
             )
     with torch.device("meta"):
-        model: nn.Module = model_class(config)(config)
+        model: Any = model_class(config)(config)
         model.tie_weights()  # transformers 5.0 does not tie what is built here
     return model.to(chosen)
 

@@ -2,8 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from hf_nm.hub.scores import read_run
 from hf_nm.trainer.checkpoints import STATE, check_whole, newest_whole, view
@@ -63,3 +64,16 @@ def check_dense_run(folder: str | None, signature: str) -> None:
             f"--dense_run {folder}: a {dense['method']} run scored as "
             f"{dense['score']['signature']}, but this one needs a dense one scored as {signature}."
         )
+
+
+class ToldTheEpoch(TrainerCallback):
+    """Sets the epoch of the whole data loader, before the Trainer skips what a resumed run has seen.
+
+    Through accelerate's wrapper that skips, Trainers before transformers 5.17 reach no sampler of a
+    recipe's own (seen up to 5.13), and the rest of a later epoch would be in the first one's order.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        loader: Any = others.get("train_dataloader")
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(int(state.epoch or 0))

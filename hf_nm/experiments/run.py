@@ -41,7 +41,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import hf_nm
 from hf_nm.environment import environment
-from hf_nm.experiments.earlier_runs import last_checkpoint
+from hf_nm.experiments.earlier_runs import ToldTheEpoch, last_checkpoint
 from hf_nm.experiments.options import SparseArguments, one_line_errors, opened
 from hf_nm.experiments.output import claim, read_json, write_json
 from hf_nm.experiments.results import write_results
@@ -154,7 +154,7 @@ class Run:
             SystemExit: weights are not finite afterwards.
         """
         trainer.add_callback(self.clock)
-        trainer.add_callback(_ToldTheEpoch())
+        trainer.add_callback(ToldTheEpoch())
         self.clock.start()
         trainer.train(resume_from_checkpoint=self.resumed_from)
         self.clock.stop(trainer.state.global_step)
@@ -393,16 +393,3 @@ def command_line() -> str:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     launcher = ["accelerate", "launch"] if launched else [Path(sys.executable).name]
     return shlex.join([*launcher, *sys.argv])
-
-
-class _ToldTheEpoch(TrainerCallback):
-    """Sets the epoch of the whole data loader, before the Trainer skips what a resumed run has seen.
-
-    Through accelerate's wrapper that skips, Trainers before transformers 5.17 reach no sampler of a
-    recipe's own (seen up to 5.13), and the rest of a later epoch would be in the first one's order.
-    """
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        loader = others.get("train_dataloader")
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(int(state.epoch or 0))

@@ -75,8 +75,10 @@ class Writes:
         """Called by Python for whatever happens."""
         if event == "open":
             path, mode, flags = arguments
-            writing = mode is not None and set(mode) & set("wax+")
-            writing = writing or (mode is None and flags & (os.O_WRONLY | os.O_RDWR))
+            if mode is None:
+                writing = bool(flags & (os.O_WRONLY | os.O_RDWR))
+            else:
+                writing = bool(set(mode) & set("wax+"))
         else:
             path, writing = arguments[0] if arguments else "", event in EVENTS
         if writing and str(path).startswith(self.folder):
