@@ -38,7 +38,7 @@ FOLDERS = {
     ),
     "experiments": (
         {"sparsity", "methods", "formats", "model", "optim", "checkpoint", "hub", "trainer"},
-        HUGGING_FACE | DATA | SCIENCE | {"yaml", "matplotlib"},
+        HUGGING_FACE | DATA | SCIENCE | {"yaml", "matplotlib", "filelock"},
     ),
 }
 BOTTOM = {"compat", "environment", "version"}  # files that every folder may import
