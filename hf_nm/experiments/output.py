@@ -141,8 +141,8 @@ def claim(
         if options.start_over:
             removed = list(_start_over(out))
             log.info(f"{out}: started over, removed {', '.join(removed) or 'nothing'}")
-        begun = Path(resumed_from).absolute().parent if resumed_from else None
-        others = [] if begun == out.absolute() else _checkpoints(out)
+        begun = Path(resumed_from).absolute().parent.resolve() if resumed_from else None
+        others = [] if begun == out.resolve() else _checkpoints(out)
         if others:
             to_resume = "" if resumed_from else " --resume_from_checkpoint True goes on from there,"
             raise ValueError(

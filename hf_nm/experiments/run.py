@@ -361,8 +361,8 @@ def _read_count(path: Path) -> tuple[float, int, Any]:
     found = read_json(path, remedy)
     seconds: Any = found.get("seconds")
     steps: Any = found.get("steps")
-    good = isinstance(seconds, int | float) and math.isfinite(seconds) and seconds >= 0
-    if not good or type(steps) is not int or steps < 0:
+    good = isinstance(seconds, int | float) and 0 <= seconds < 1e12  # and no nan
+    if not good or type(steps) is not int or not 0 <= steps < 1 << 63:
         raise ValueError(
             f"{path}: needs seconds and steps, numbers of 0 or more, not {str(found)[:90]}; {remedy}"
         )

@@ -117,10 +117,10 @@ def read_run(path: Path) -> dict[str, Any]:
             continue
         if last not in inside and (not outer or name in OPTIONAL):
             continue
-        if not fits(inside.get(last)):
+        if last not in inside or not fits(inside[last]):
+            found = f"is {str(inside[last])[:60]!r}" if last in inside else "is missing"
             raise ValueError(
-                f"{path}: {name} is {str(inside.get(last))[:60]!r}, which no recipe writes there; run "
-                "the recipe again."
+                f"{path}: {name} {found}, which no recipe writes; run the recipe again."
             )
     if run["score"]["test"] is None:
         run["score"]["test"] = math.nan  # JSON has no word for it

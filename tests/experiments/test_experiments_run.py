@@ -87,6 +87,7 @@ def test_a_kill_between_a_checkpoint_and_its_count(tmp_path: Path, now: SimpleNa
         b'{"seconds": NaN, "steps": 3}',
         b'{"seconds": "1", "steps": 3}',
         b'{"seconds": 1, "steps": -3}',
+        b'{"seconds": 1' + b"0" * 400 + b', "steps": 3}',
     ],
 )
 def test_damaged_count(tmp_path: Path, damage: bytes) -> None:

@@ -75,6 +75,8 @@ DAMAGED = {
     "bytes": lambda run: b"\xff\xfe" + json.dumps(run).encode(),
     "digits": lambda run: b"9" * 5000,
     "list": lambda run: b"[]",
+    "no test": lambda run: changed(run, ("score",), {"metric": "f1", "signature": "a"}),
+    "no signature": lambda run: changed(run, ("score",), {"metric": "f1", "test": 0.5}),
     **{
         f"{'.'.join(where)} {value!r:.9}": lambda run, where=where, value=value: changed(
             run, where, value
