@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hf_nm.checkpoint.model_class import model_class
 from hf_nm.checkpoint.source import asking_the_hub, existing

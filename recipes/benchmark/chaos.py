@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import itertools
 import json
 import math
@@ -31,6 +32,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +75,7 @@ def train_recipe(name: str, out: Path, *more: str) -> None:
     sys.argv += [*more, "--output_dir", str(out)]
     if name == "classification":
         sys.argv += ["--text_columns", "sentence"]
-    import train
-
-    train.main()
+    importlib.import_module("train").main()
 
 
 SPLITS = {"train": 40, "validation": 6, "test": 6}
@@ -203,7 +203,7 @@ def kill_trial(
     for way in ways if end.kind != "done" else []:
         if subject == "trainer" and way == ():
             shutil.rmtree(out, ignore_errors=True)  # nothing to resume, so begun anew
-        end = in_child(lambda way=way: SUBJECTS[subject](out, *way), out, log)
+        end = in_child(partial(SUBJECTS[subject], out, *way), out, log)
         nothing_yet = "No valid checkpoint found" in end.said and not list(out.glob("checkpoint-*"))
         if end.kind != "refused" and not nothing_yet:
             said = said or ("resumed" if way == ways[0] else "begun anew")

@@ -144,7 +144,10 @@ def in_child(job: Callable[[], None], out: Path, log: Path, fate: Fate = Fate())
     seconds = time.perf_counter() - begun
     if seconds > PATIENCE:
         return End("hung", f"no end in {PATIENCE} s")
-    return End(*json.loads(text), seconds) if text else End("killed", seconds=seconds)
+    if not text:
+        return End("killed", seconds=seconds)
+    kind, said, writes = json.loads(text)
+    return End(kind, said, writes, seconds)
 
 
 def _ended(job: Callable[[], None], writes: Writes) -> tuple[str, str, int]:
