@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_nm.hub.scores import read_run
+from hf_nm.optim.sad_log import read_state
 
 STATE = "trainer_state.json"  # in every checkpoint of transformers' Trainer
 
@@ -30,8 +31,12 @@ def last_checkpoint(arguments: TrainingArguments) -> tuple[str | None, int]:
             f"nothing to resume: no checkpoint in {out if latest else given}; leave out "
             "--resume_from_checkpoint."
         )
-    state = TrainerState.load_from_json(str(Path(folder, STATE)))
-    return str(folder), state.global_step
+    state = read_state(Path(folder, STATE))
+    if "global_step" not in state:
+        raise ValueError(
+            f"{Path(folder, STATE)} has no global_step; resume from another checkpoint"
+        )
+    return str(folder), state["global_step"]
 
 
 def updates_before(folder: str | None) -> int | None:

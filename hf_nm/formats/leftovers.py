@@ -1,8 +1,8 @@
 """The hidden folder that a new one is written in, and those that killed calls have left.
 
 ``.NAME.xxxxxxxx.partial`` beside the destination holds ``lock``, which its call keeps locked while it
-runs, ``new``, what is being written, and for a moment ``old``, what is being replaced. The lock ends with
-its process, however that ends: a leftover is told from a folder in use by it.
+runs, ``new``, what is being written, and for a moment ``old``, what is being replaced. The lock ends
+with its process, however that ends: a leftover is told from a folder in use by it.
 """
 
 from __future__ import annotations

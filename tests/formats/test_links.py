@@ -1,4 +1,4 @@
-"""Links in the folders that are packed, pruned and pushed: what is read through them, and what is not."""
+"""Links in the folders that are packed, pruned and pushed: what is read through them, what is not."""
 
 from __future__ import annotations
 
