@@ -22,7 +22,7 @@ FOLDERS = {
     "sparsity": (set(), set()),
     "methods": ({"sparsity"}, set()),
     "targets": ({"sparsity"}, set()),
-    "formats": ({"sparsity", "methods"}, set()),
+    "formats": ({"sparsity", "methods"}, {"filelock"}),  # which torch itself needs
     "model": ({"sparsity", "methods", "targets", "formats"}, set()),
     "inference": ({"sparsity", "model"}, set()),
     "optim": ({"sparsity", "methods", "formats", "model"}, set()),

@@ -138,17 +138,34 @@ def verify(
         str,
         typer.Argument(help="A folder, packed or not, a safetensors file, or an id on the Hub."),
     ],
+    pattern: Annotated[
+        str | None,
+        typer.Option("--pattern", "-p", help="n:m, asked of the weights; needs no manifest."),
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option("--targets", help="With --pattern: glob, which must keep it. Repeatable."),
+    ] = None,
     revision: Revision = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check from the weights alone that every weight claimed to be N:M is. Exit code 1 if one is not."""
+    """Check from the weights alone that every weight claimed to be N:M is. Exit code 1 if one is not.
+
+    With --pattern: which weights keep it, whatever is claimed. Exit code 1 if none does.
+    """
     import hf_nm
     from hf_nm.checkpoint.source import existing
 
     existing(source)
     with progress("verify", quiet=as_json) as told:
-        report = hf_nm.verify(source, progress=told, **_download(revision, token))
+        report = hf_nm.verify(
+            source,
+            pattern=pattern,
+            targets=targets or None,
+            progress=told,
+            **_download(revision, token),
+        )
     print_report(report, as_json)
 
 

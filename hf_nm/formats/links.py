@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
@@ -21,6 +22,7 @@ from hf_nm.formats.safetensors_file import TensorFile
 _WEIGHTS = "*.safetensors"
 _DESCRIBED = ("config.json", "*.safetensors.index.json")
 _KNOWN = {"model_type", "architectures", "_class_name", "nm_sparsity", "weight_map"}
+_LARGEST = 1 << 28  # bytes of an index
 _CACHED = ("models--*", "datasets--*", "spaces--*")
 
 
@@ -93,16 +95,22 @@ def _is_weights(link: Path) -> bool:
     Raises:
         ValueError: it is, and is no such thing: nobody's private file is published under that name.
     """
-    from hf_nm.formats.folder import read_json  # which imports this module
-
     if fnmatch(link.name, _WEIGHTS):
         TensorFile(link).close()
         return True
     if any(fnmatch(link.name, kind) for kind in _DESCRIBED):
-        if _KNOWN.isdisjoint(read_json(link)):
+        if link.stat().st_size > _LARGEST or _KNOWN.isdisjoint(_json_of(link)):
             raise ValueError(
                 f"{link} is a link that leaves the folder, to a file that describes no model; put a "
                 "copy in its place, or remove it"
             )
         return True
     return False
+
+
+def _json_of(file: Path) -> dict[str, object]:
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    return data if isinstance(data, dict) else {}

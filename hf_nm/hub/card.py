@@ -210,14 +210,14 @@ def _training(facts: CardFacts) -> str:
 def _result(score: Score, task: str) -> dict[str, Any]:
     metric: dict[str, Any] = {
         "type": _slug(score.metric),
-        "name": score.metric,
+        "name": _unmarked(score.metric),
         "value": score.value,
     }
     if score.signature:
-        metric["args"] = {"signature": score.signature}
+        metric["args"] = {"signature": _unmarked(score.signature)}
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", score.data)
     kind = score.data if is_id else _slug(score.data)
-    data = {"type": kind, "name": score.data, "split": score.split}
+    data = {"type": kind, "name": _unmarked(score.data), "split": _unmarked(score.split)}
     return {"task": {"type": task}, "dataset": data, "metrics": [metric]}
 
 
@@ -257,12 +257,16 @@ def _by_number(row: LayerRow) -> list[tuple[int, int, str]]:
 
 def code(text: str) -> str:
     """Inline code of any text: in one line, and without what ends the code, or our part of the card."""
-    return f"`{_one_line(text).replace('`', '').replace('<!--', '< !--')}`"
+    return f"`{_unmarked(_one_line(text).replace('`', ''))}`"
 
 
 def plain(text: str) -> str:
     """Any text as Markdown that shows it: no HTML, link, image or code comes of it."""
     return re.sub(r"[\\`*\[\]~]", r"\\\g<0>", _one_line(text)).replace("<", "&lt;")
+
+
+def _unmarked(text: str) -> str:
+    return text.replace("<!--", "< !--")
 
 
 def _one_line(text: str) -> str:

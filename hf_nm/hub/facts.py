@@ -14,9 +14,9 @@ from hf_nm.formats.manifest import KEY, Manifest
 from hf_nm.formats.packed_config import is_packed_config
 from hf_nm.hub.card import CardFacts, code, patterns_of, plain
 from hf_nm.hub.figures import plot_sad
-from hf_nm.hub.scores import read_scores
+from hf_nm.hub.scores import read_run, read_scores
 from hf_nm.model.report import Report
-from hf_nm.optim.sad_log import read_history, sad_curve, sad_summary
+from hf_nm.optim.sad_log import read_history, read_state, sad_curve, sad_summary
 
 PLOT = "sad.png"
 
@@ -106,13 +106,13 @@ def _recipe_of_run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     recipe: dict[str, Any] = {}
     results, state = folder / "results.json", folder / "trainer_state.json"
     if results.is_file() and read_scores(folder):
-        run = json.loads(results.read_text("utf-8"))
+        run = read_run(results)
         recipe = {name: run.get(name) for name in ("steps", "epochs", "seed")}
         recipe["versions"] = said_versions(run.get("versions") or {}, config)
         recipe["command"] = code(run["command"]) if run.get("command") else None
         return recipe
     if state.is_file():
-        recipe["steps"] = json.loads(state.read_text("utf-8")).get("global_step")
+        recipe["steps"] = read_state(state).get("global_step")
     if config.get(KEY) is not None and "transformers_version" in config:
         saved = f"transformers {config['transformers_version']}, hf_nm {config[KEY]['hf_nm']}"
         recipe["saved with"] = plain(saved)

@@ -50,6 +50,10 @@ class Score:
         return ratio if self.higher_is_better else 1 / ratio
 
 
+class DamagedRunError(ValueError):
+    """A recipe's `results.json` that holds what no recipe writes."""
+
+
 def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list[Score]:
     """The test score in a run's `results.json`; nothing if the folder has none, another's, or one that
     is not finite.
@@ -59,11 +63,14 @@ def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list
         dense_run: that of the same recipe's dense run, to compare with.
 
     Raises:
+        DamagedRunError: (a ``ValueError``) a recipe's results have a value of another kind.
         ValueError: the two runs were not scored in the same way.
         FileNotFoundError: there is a `dense_run`, but one of the two has no results.
     """
     try:
         run = read_run(Path(folder) / "results.json")
+    except DamagedRunError:
+        raise
     except (FileNotFoundError, ValueError):
         if dense_run is not None:
             raise
@@ -92,7 +99,8 @@ def read_run(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is damaged, or lacks a key that every recipe writes.
+        DamagedRunError: (a ``ValueError``) it has the keys of a recipe's, but a value of another kind.
+        ValueError: it is not whole JSON, or lacks a key that every recipe writes.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -119,7 +127,7 @@ def read_run(path: Path) -> dict[str, Any]:
             continue
         if last not in inside or not fits(inside[last]):
             found = f"is {str(inside[last])[:60]!r}" if last in inside else "is missing"
-            raise ValueError(
+            raise DamagedRunError(
                 f"{path}: {name} {found}, which no recipe writes; run the recipe again."
             )
     if run["score"]["test"] is None:
@@ -166,6 +174,8 @@ HELD: dict[str, Callable[[Any], bool]] = {
     "sad.mean_flip_rate": _number,
     "steps_before": lambda value: value is None or _count(value),
     "pattern": lambda value: value is None or _text(value),
+    "command": lambda value: value is None or _text(value),
+    "versions": _object,
     "seed": lambda value: type(value) is int,
     "metrics": lambda value: isinstance(value, list) and all(map(_text, value)),
     **dict.fromkeys(("arm", "task", "data", "recipe"), _text),

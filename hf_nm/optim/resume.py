@@ -17,9 +17,11 @@ number of processes can resume.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hf_nm.formats.manifest import KEY
 from hf_nm.methods.method import Aside
@@ -113,12 +115,12 @@ def take_from(
         The entry for :func:`load`, or None where the checkpoint has none.
 
     Raises:
-        ValueError: the entry is of another version, model, pattern or method.
+        ValueError: the entry is damaged, or of another version, model, pattern or method.
 
     Warns:
         UserWarning: it is of another decay or schedule.
     """
-    saved: dict[str, Any] | None = state_dict.pop(KEY, None)
+    saved: Any = state_dict.pop(KEY, None)
     for group in state_dict["param_groups"]:
         if isinstance(group.get(KEY), dict):
             saved = group[KEY]
@@ -128,11 +130,18 @@ def take_from(
     ]
     if saved is None:
         return None
+    if not isinstance(saved, dict):
+        raise _damaged("itself", "an object", saved)
     if saved.get("version") != _VERSION:
         raise ValueError(
             f"the optimizer checkpoint's {KEY} has version {saved.get('version')}, but this hf_nm "
             f"reads {_VERSION}; resume with the hf_nm that saved it"
         )
+    for name in ("step", "step_at_mark"):
+        if type(saved.get(name)) is not int or saved[name] < 0:
+            raise _damaged(name, "a whole number", saved.get(name))
+    if not isinstance(saved.get("weights"), dict):
+        raise _damaged("weights", "an object", saved.get("weights"))
     weights = {w.name: w for w in meter.weights()}
     if weights.keys() != saved["weights"].keys():
         differing = sorted(weights.keys() ^ saved["weights"].keys())
@@ -168,6 +177,57 @@ def load(saved: dict[str, Any], meter: MaskMeter) -> None:
         meter.history(w).load_state_dict(entry)
 
 
+def _check_form(entry: Any, w: SparseWeight) -> None:
+    """Raise ``ValueError`` unless a weight's entry holds what :func:`_entry` writes, as far as kinds and
+    shapes go: nothing is loaded before all of it is known to fit."""
+
+    def require(name: str, is_right: bool, wanted: str) -> None:
+        if not is_right:
+            found = entry.get(name) if isinstance(entry, dict) else entry
+            raise _damaged(f"weights[{w.name!r}][{name!r}]", wanted, found)
+
+    require("mask", isinstance(entry, dict), "in an object")
+    mask, shape = entry.get("mask"), w.weight.shape
+    require(
+        "mask",
+        mask is None or (isinstance(mask, Tensor) and mask.dtype == torch.bool),
+        "a tensor of truth values",
+    )
+    if mask is None or mask.shape != w.weight.shape:
+        got = None if mask is None else tuple(mask.shape)
+        raise ValueError(
+            f"the optimizer checkpoint's mask of {w.name} has shape {got}, the weight "
+            f"{tuple(w.weight.shape)}; resume with the model that saved it"
+        )
+    pruned = entry.get("pruned", 0)
+    fits = isinstance(pruned, Tensor) and pruned.is_floating_point() and pruned.shape == shape
+    require("pruned", pruned is None or fits, f"a tensor {list(shape)} of floats, or None")
+    require("sparse_weight", type(entry.get("sparse_weight")) is int, "a whole number")
+    packed = (math.prod(shape) + 7) // 8
+    for name in ("start", "mark"):
+        bits = entry.get(name)
+        right = isinstance(bits, Tensor) and (
+            bits.shape == (packed,) if bits.dtype == torch.uint8 else bits.shape == shape
+        )
+        require(name, right, f"{packed:,} bytes, or a tensor {list(shape)}")
+    for name in ("flips", "flips_at_mark"):
+        count = entry.get(name)
+        whole = isinstance(count, Tensor) and count.numel() == 1 and not count.is_floating_point()
+        require(name, whole, "a tensor of one whole number")
+    extras = entry.get("extras", {})
+    named = isinstance(extras, dict) and all(isinstance(t, Tensor) for t in extras.values())
+    require("extras", named, "named tensors")
+
+
+def _damaged(place: str, wanted: str, found: Any) -> ValueError:
+    is_tensor = isinstance(found, Tensor)
+    got = f"a tensor {list(found.shape)} of {found.dtype}" if is_tensor else repr(found)[:80]
+    return ValueError(
+        f"the optimizer checkpoint's {KEY} is damaged: {place} must be {wanted}, but is {got}; resume "
+        "from another checkpoint"
+    )
+
+
 def _checked(entry: dict[str, Any], w: SparseWeight, frozen: bool) -> dict[str, Any]:
     """The entry of one weight, cut to this process's part of it.
 
@@ -177,13 +237,7 @@ def _checked(entry: dict[str, Any], w: SparseWeight, frozen: bool) -> dict[str, 
         frozen: whether masks are frozen for good at the step at which it was saved: then nothing is
             kept aside, though older checkpoints have it.
     """
-    mask = entry["mask"]
-    if mask is None or mask.shape != w.weight.shape:
-        got = None if mask is None else tuple(mask.shape)
-        raise ValueError(
-            f"the optimizer checkpoint's mask of {w.name} has shape {got}, the weight "
-            f"{tuple(w.weight.shape)}; resume with the model that saved it"
-        )
+    _check_form(entry, w)
     entry = dict(entry)
     if frozen:
         entry["pruned"] = None

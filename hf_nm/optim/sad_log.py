@@ -17,6 +17,9 @@ _FILE = "nm_sad.jsonl"  # what the Trainers write, one line for each log
 # What a Trainer's log says of an interval, in its own lines and in the file's.
 SAD, FLIP_RATE, SAD_INIT = "nm/sad", "nm/flip_rate", "nm/sad_init"
 
+_NUMBERS = (SAD, FLIP_RATE, SAD_INIT, "loss", "eval_loss")
+_REMEDY = "copy it from a checkpoint of the same run, or move it away"
+
 
 def measure(meter: MaskMeter) -> dict[str, Any]:
     """How far the masks moved since the last mark. Where weights are sharded every rank must ask.
@@ -96,7 +99,7 @@ def sad_summary(log_history: Sequence[dict]) -> dict[str, float | int] | None:
             over the steps.
         intervals, steps: how many logging intervals went in, and the step of the last.
     """
-    rows = [row for row in log_history if FLIP_RATE in row]
+    rows = [row for row in log_history if row.keys() >= {SAD, FLIP_RATE, SAD_INIT}]
     total, flips, previous = 0, 0.0, 0
     for row in rows:
         total += row[SAD]
@@ -114,12 +117,50 @@ def sad_summary(log_history: Sequence[dict]) -> dict[str, float | int] | None:
 
 
 def read_history(folder: str | Path) -> list[dict[str, Any]]:
-    """What a Trainer logged into `folder`: from `trainer_state.json`, else SAD alone."""
+    """What a Trainer logged into `folder`: from `trainer_state.json`, else SAD alone.
+
+    Raises:
+        ValueError: `trainer_state.json` is damaged.
+    """
     state = Path(folder) / "trainer_state.json"
     if state.is_file():
-        return json.loads(state.read_text("utf-8")).get("log_history") or []
+        return read_state(state)["log_history"]
     path = Path(folder) / _FILE
-    return [row for _, row in _lines(path)] if path.is_file() else []
+    return [row for _, row in _lines(path) if _is_log(row)] if path.is_file() else []
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A `trainer_state.json`, with a whole number as ``global_step`` and rows as ``log_history``.
+
+    Raises:
+        ValueError: the file is damaged, or no Trainer's.
+    """
+    try:
+        state = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not whole JSON ({error}); {_REMEDY}") from error
+    history = state.get("log_history") or [] if isinstance(state, dict) else None
+    if not isinstance(history, list) or not _is_step(state.get("global_step", 0)):
+        raise ValueError(f"{path} is not what a Trainer writes; {_REMEDY}")
+    for number, row in enumerate(history):
+        if not _is_log(row):
+            raise ValueError(
+                f"{path}: entry {number} of its log_history is no line of a Trainer's log; {_REMEDY}"
+            )
+    return state | {"log_history": history}
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_log(row: Any) -> bool:
+    """Whether a row has the step, and numbers where this package reads some."""
+    return (
+        isinstance(row, dict)
+        and _is_step(row.get("step"))
+        and all(isinstance(row.get(key, 0), int | float) for key in _NUMBERS)
+    )
 
 
 def cut_back(folder: str | Path, step: int) -> None:

@@ -211,7 +211,7 @@ def test_messages_are_printed_not_obeyed(debug, hf, sparse, monkeypatch):
     terminal.print_error(error)
     out, err = hf("verify", sparse)[1:]
     assert all(sign.isprintable() or sign == "\n" for sign in out + err)
-    assert err.count("a\\x1b[2J\\x9b2J\\u202e\\ud800\\r\\x07b") == (4 if debug else 3)
+    assert err.count("a\\x1b[2J\\x9b2J\\u202e\\ud800\\r\\x07b") == (5 if debug else 3)
 
 
 def test_version_and_a_dense_push(hf, tmp_path):

@@ -126,6 +126,22 @@ def test_snippet() -> None:
     assert 'tokenizer = AutoTokenizer.from_pretrained("me/model", revision="v1")\n' in text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "[" * 100_000, '{"log_history": 1}', '{"log_history": [1]}'),
+        *('{"log_history": [{"step": "1"}]}', '{"log_history": [{"step": 1, "nm/sad": "x"}]}'),
+        *('{"log_history": [{"step": 1, "nm/sad": 3}]}', '{"global_step": "x"}', "\ud800"),
+    ],
+)
+def test_a_damaged_trainer_state(text: str, tmp_path: Path) -> None:
+    """Red if a card is drawn from it, or an error does not name the file."""
+    (tmp_path / "trainer_state.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    for read in (read_history, lambda folder: _recipe_of_run(folder, {})):
+        with pytest.raises(ValueError, match=r"trainer_state\.json"):
+            read(tmp_path)
+
+
 def test_history_of_a_stopped_run(tmp_path: Any) -> None:
     row = {"step": 1, "nm/sad": 4, "nm/flip_rate": 0.5, "nm/sad_init": 4}
     (tmp_path / "nm_sad.jsonl").write_text(json.dumps(row) + '\n{"st')
@@ -145,14 +161,15 @@ def test_nothing_in_it_is_obeyed(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(run))
     recipe = _recipe_of_run(tmp_path, {})
     row = LayerRow(f"a{END}", P24, (4, 8), 16)
-    data = facts(scores=[score], recipe=recipe, report=Report([row], []), base_model=f"a/{END}")
+    given = {"scores": [score], "recipe": recipe, "base_model": f"a/{END}", "task": "x"}
+    data = facts(report=Report([row], []), **given)
     text = card_text(data)
     assert END not in text
     shown = re.sub(r"`[^`\n]*`", "", text.replace("\\`", ""))
     assert not re.search(r"<(?!/?details>|/?summary>)|\[y\]\(|(?<!\\)\*b", shown)
     card = compose(data, None, {})
     assert compose(data, card, {}) == card
-    assert card.count(END) == 1
+    assert card.count(END) == 2  # the other is the base model's, in the metadata
     (tmp_path / "results.json").unlink()
     saved = {"nm_sparsity": MANIFEST.to_dict(), "transformers_version": HOSTILE}
     assert "<" not in _recipe_of_run(tmp_path, saved)["saved with"]

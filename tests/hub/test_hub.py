@@ -180,6 +180,39 @@ def test_results_of_something_else(text: str, tmp_path: Path) -> None:
     assert read_scores(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("method",), 1),
+        (("score",), [1]),
+        (("score", "metric"), None),
+        (("score", "test"), "18"),
+        (("score", "test"), True),
+        (("score", "signature"), {}),
+        (("time",), None),
+        (("time", "train_s"), "long"),
+        (("steps",), 1.5),
+        (("data",), ["x"]),
+        (("command",), ["x"]),
+        (("versions",), "x"),
+        (("sad",), 3),
+        (("sad", "total"), "x"),
+    ],
+)
+def test_a_damaged_result(place: tuple[str, ...], value: Any, folder: Path) -> None:
+    """Red if a recipe's result with a value of another kind raises what does not name the file, or is
+    left out without a word."""
+    score = {"metric": "BLEU", "test": 18.0, "signature": "a|b"}
+    run: Any = {"method": "sr-ste", "score": score, "time": {}, "steps": 10, "sad": {}}
+    inner = run
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (folder / "results.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match=rf"results\.json: {'.'.join(place)} must be"):
+        hf_nm.push_to_hub(folder, REPO)
+
+
 def test_large_file_in_parts(hub: HubServer) -> None:
     """Red if the stand-in, or a push, gets the order of an upload's parts wrong."""
     hub.part_size = 10_000

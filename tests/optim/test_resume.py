@@ -282,6 +282,68 @@ def test_checkpoints_of_another_shape_or_version_are_refused():
     assert handle.step == 0
 
 
+def _put(*path, value=None):
+    def change(entry):
+        for key in path[:-1]:
+            entry = entry[key]
+        entry[path[-1]] = value
+
+    return change
+
+
+def _drop(*path):
+    def change(entry):
+        for key in path[:-1]:
+            entry = entry[key]
+        del entry[path[-1]]
+
+    return change
+
+
+_KEYS = ("mask", "pruned", "sparse_weight", "start", "mark", "flips", "flips_at_mark")
+_FIRST = ("weights", "0.weight")
+_ODD = [None, "x", 1.5, [], torch.zeros(2, 3), torch.zeros((), dtype=torch.int64)]
+DAMAGE = {
+    **{f"{key} missing": _drop(key) for key in ("step", "step_at_mark", "weights")},
+    **{
+        f"{key} odd {i}": _put(key, value=v)
+        for key in ("step", "weights")
+        for i, v in enumerate(_ODD)
+    },
+    **{f"{key} gone": _drop(*_FIRST, key) for key in _KEYS},
+    **{
+        f"{key} {i}": _put(*_FIRST, key, value=v)
+        for key in _KEYS
+        for i, v in enumerate(_ODD)
+        if (key, i) not in {("flips", 5), ("flips_at_mark", 5)}
+    },
+    "no entry": _put("weights", "2.weight", value=None),
+    "extras": _put(*_FIRST, "extras", value={"x": 1}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_entry_is_refused_whole(damage):
+    """Red if another error than ours comes of it, or anything is loaded before."""
+    model, optimizer, handle = start()
+    train(model, optimizer, range(1))
+    saved = copy.deepcopy(entry_of())
+    damage(saved["nm_sparsity"])
+    before, told = state_of(model, optimizer), counters(handle)
+    with pytest.raises(ValueError, match=r"the optimizer checkpoint"):
+        optimizer.load_state_dict(saved)
+    assert_same_state(state_of(model, optimizer), before)
+    assert counters(handle) == told
+
+
+@pytest.mark.parametrize("entry", [3, [], "x"])
+def test_an_entry_of_another_kind_is_refused(entry):
+    _, optimizer, _ = start()
+    saved = entry_of() | {"nm_sparsity": entry}
+    with pytest.raises(ValueError, match=r"is damaged: itself must be an object"):
+        optimizer.load_state_dict(saved)
+
+
 def test_only_the_optimizer_was_loaded():
     """Red if masks from the file are trained with weights that do not belong to them."""
     model, optimizer, _ = start()
