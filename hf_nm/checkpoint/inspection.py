@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hf_nm.checkpoint.model_class import model_class
 from hf_nm.checkpoint.source import asking_the_hub, existing
@@ -156,7 +155,7 @@ def _on_meta(source: str | Path, dtype: str | None, download: dict[str, Any]) ->
                 "float16 or float32"
             )
     with torch.device("meta"):
-        model: nn.Module = model_class(config)(config)
+        model: Any = model_class(config)(config)
         model.tie_weights()  # transformers 5.0 does not tie what is built here
     return model.to(chosen)
 

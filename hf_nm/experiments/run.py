@@ -270,5 +270,5 @@ class _ToldTheEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         loader = others.get("train_dataloader")
-        if hasattr(loader, "set_epoch"):
+        if loader is not None and hasattr(loader, "set_epoch"):
             loader.set_epoch(int(state.epoch or 0))

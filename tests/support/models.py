@@ -36,6 +36,9 @@ SHARDS_BY_SIZE = Version(transformers.__version__) >= Version("5.13")
 # Whether the Trainer resumes in several processes without GPUs: before, it loads to "cpu:0", which torch
 # cannot (5.17.0; mended in 5.18.0).
 RESUMES_ON_CPUS = Version(transformers.__version__) >= Version("5.18")
+# Whether the Trainer leaves a model alone that `from_pretrained` sharded; before, it wraps it in DDP too
+# (5.17.0; mended in 5.18.0).
+TRAINS_SHARDED = Version(transformers.__version__) >= Version("5.18")
 # Whether a BERT that was loaded is saved under its own names. Before (5.0.0 to 5.5.4), its LayerNorms
 # become gamma and beta, which the Trainer, whose resume goes by names alone, leaves out.
 KEEPS_NAMES = Version(transformers.__version__) >= Version("5.6")
