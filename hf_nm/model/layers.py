@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hf_nm.methods.method import Method
 from hf_nm.methods.named import parse_method
 from hf_nm.model.parts import Spec
-from hf_nm.model.sharding import like_weight
+from hf_nm.model.sharding import is_sharded, like_weight
 from hf_nm.model.state import NMState
 from hf_nm.sparsity.check import BrokenPatternError
 from hf_nm.sparsity.mask import check_maskable
@@ -33,6 +33,10 @@ class NMLayer(nn.Module):
     _nm: dict[str, NMState]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NMLayer:
+        for name, state in self._nm.items():
+            if is_sharded(getattr(self, name)):
+                # torch moves a shard by swapping it with another tensor, which a weak reference forbids
+                state.watch.stop()
         super()._apply(fn, recurse)
         for name, state in self._nm.items():
             state.apply(fn)

@@ -160,6 +160,7 @@ def _is_log(row: Any) -> bool:
         isinstance(row, dict)
         and _is_step(row.get("step"))
         and all(isinstance(row.get(key, 0), int | float) for key in _NUMBERS)
+        and (SAD not in row or row.keys() >= {FLIP_RATE, SAD_INIT})
     )
 
 

@@ -47,7 +47,10 @@ def load_model(
     if recipe.config_name:
         config = _new_config(recipe.config_name, recipe, head, len(tokenizer))
         config.pad_token_id = tokenizer.pad_token_id
-        model = AutoModelForSequenceClassification.from_config(config)
+        try:
+            model = AutoModelForSequenceClassification.from_config(config)
+        except TypeError as error:  # configs of transformers 5.0 take anything
+            raise ValueError(f"--config_overrides {recipe.config_overrides}: {error}") from error
     else:
         start = str(recipe.model_name_or_path)
         _check_head(start, recipe, data)

@@ -290,7 +290,9 @@ def test_architecture_that_does_not_fit(folder: Path) -> None:
         config["nm_sparsity"]["modules"]["x.weight"] = "2:4"
 
     edit_json(folder / "config.json", change)
-    with pytest.raises(ValueError, match=r"transformers cannot load .* as a LlamaForCausalLM"):
+    # Configs of transformers 5.0 do not look at their sizes: the weights are missed instead.
+    refusals = r"transformers cannot load .* as a LlamaForCausalLM|weights claimed .* are not there"
+    with pytest.raises(ValueError, match=refusals):
         hf_nm.verify(folder)
 
 

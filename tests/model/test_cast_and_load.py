@@ -9,6 +9,9 @@ import torch
 from models import mlp
 from tolerances import assert_same_bits
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from training import (
     SIZES,
     assert_same_state,
@@ -130,3 +133,19 @@ def test_no_warning_and_no_trace_in_the_state_dict():
         plain.load_state_dict(model.state_dict())
     inputs = torch.randn(3, SIZES[0])
     assert torch.equal(model(inputs), plain(inputs))
+
+
+def test_a_shard_is_moved(single_process_group):
+    """Red if something beside a sharded weight holds on to it: torch then refuses to move the model, as
+    the Trainers of transformers do (5.17), or the weight is not watched any more."""
+    model = nn.Sequential(nn.Linear(8, 8))
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    hf_nm.sparsify(model, targets="*")
+    model.to(torch.float64)
+    (weight,) = hf_nm.sparse_weights(model)
+    assert weight.weight.dtype == torch.float64
+    assert isinstance(weight.weight, DTensor)
+    with torch.no_grad():
+        weight.weight.fill_(1.0)
+    with pytest.raises(hf_nm.BrokenPatternError):
+        model(torch.randn(2, 8, dtype=torch.float64)).sum().backward()

@@ -31,6 +31,17 @@ LABELS = 3
 WIDTH = 32
 # Whether ViT's parameters have other names than its checkpoints.
 VIT_IS_RENAMED = Version(transformers.__version__) >= Version("5.9")
+# Whether `DistributedConfig` takes sizes (seen in 5.13.1, not in 5.12.1).
+SHARDS_BY_SIZE = Version(transformers.__version__) >= Version("5.13")
+# Whether the Trainer resumes in several processes without GPUs: before, it loads to "cpu:0", which torch
+# cannot (5.17.0; mended in 5.18.0).
+RESUMES_ON_CPUS = Version(transformers.__version__) >= Version("5.18")
+# Whether the Trainer leaves a model alone that `from_pretrained` sharded; before, it wraps it in DDP too
+# (5.17.0; mended in 5.18.0).
+TRAINS_SHARDED = Version(transformers.__version__) >= Version("5.18")
+# Whether a BERT that was loaded is saved under its own names. Before (5.0.0 to 5.5.4), its LayerNorms
+# become gamma and beta, which the Trainer, whose resume goes by names alone, leaves out.
+KEEPS_NAMES = Version(transformers.__version__) >= Version("5.6")
 # What transformers calls the recomputation of activations: older versions have only the second name.
 RECOMPUTE = (
     "activation_checkpointing"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from launching import PATIENCE
+from models import RESUMES_ON_CPUS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training import SIZES, example, state_of
@@ -219,6 +220,8 @@ def trainer_runs(folder: Path, rank: int) -> dict[str, Any]:
     whole = trainer(folder / "whole", rank)
     whole.train()
     found = {"whole": trained(whole)}
+    if not RESUMES_ON_CPUS:
+        return found
     stopped = trainer(folder / "stopped", rank, options={"callbacks": [StopAt(8)]})
     with contextlib.suppress(CrashError):
         stopped.train()

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from launching import PATIENCE
+from models import SHARDS_BY_SIZE, TRAINS_SHARDED
 from sharded_models import cut_plan, partial_gradients, tensor_parallel, trainer
 from sharded_net import (
     DECAY,
@@ -310,8 +311,10 @@ def main(folder: Path) -> None:
     for kind in ("per rank", "full", "dcp"):
         keep(kind, resumed(rank, folder, kind))
     keep("partial", {"dense": partial_gradients(rank)})
-    keep("tensor_parallel", tensor_parallel(rank, folder))
-    keep("trainer", {"logs": trainer(rank, folder)})
+    if SHARDS_BY_SIZE:
+        keep("tensor_parallel", tensor_parallel(rank, folder))
+    if TRAINS_SHARDED:
+        keep("trainer", {"logs": trainer(rank, folder)})
     keep("outside", outside(rank) | {"plan": cut_plan()})
     dist.destroy_process_group()
 
