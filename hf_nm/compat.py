@@ -35,6 +35,10 @@ OF_NN_MODULE = {
 OVERRIDDEN = {
     "NMLayer": ("_apply", "_save_to_state_dict", "_load_from_state_dict"),
 }
+# Private methods of transformers' Trainer that hf_nm puts a function around, in each Trainer with an
+# installed NMCallback: how it loads weights when it resumes, ``(folder, model=None)``, and those of the
+# best model, ``()``. transformers 5.0 to 5.24.
+LOADING = ("_load_from_checkpoint", "_load_best_model")
 # Modules of transformers that are not documented as places to import from.
 MODULES = {
     "transformers.modeling_utils": "where PreTrainedModel is defined, to know that it has been",
@@ -61,6 +65,14 @@ def is_offloaded(module: nn.Module) -> bool:
     (``_hf_hook``; without it nothing is offloaded)."""
     hook = getattr(module, "_hf_hook", None)
     return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook]))
+
+
+def inner_trainer(trainer: Any) -> Any:
+    """transformers' Trainer inside setfit's, which trains the body of its model with one
+    (``st_trainer``, setfit 1.0 to 1.2); any other trainer itself."""
+    return (
+        trainer if hasattr(trainer, "callback_handler") else getattr(trainer, "st_trainer", trainer)
+    )
 
 
 def class_for(config: Any, auto_classes: tuple[str, ...]) -> Any:

@@ -79,6 +79,13 @@ def test_overridden_methods_are_listed() -> None:
         assert overridden == set(names)
 
 
+def test_how_the_trainer_loads() -> None:
+    """Red if transformers' Trainer loads checkpoints by other methods than those that are wrapped."""
+    from transformers import Trainer
+
+    assert all(callable(getattr(Trainer, name, None)) for name in compat.LOADING)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_modules_that_are_not_documented(path: Path) -> None:
     """Red if a file imports from inside transformers other than through compat.py."""

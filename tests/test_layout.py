@@ -22,7 +22,7 @@ FOLDERS = {
     "sparsity": (set(), set()),
     "methods": ({"sparsity"}, set()),
     "targets": ({"sparsity"}, set()),
-    "formats": ({"sparsity", "methods"}, set()),
+    "formats": ({"sparsity", "methods"}, {"filelock"}),  # which torch itself needs
     "model": ({"sparsity", "methods", "targets", "formats"}, set()),
     "inference": ({"sparsity", "model"}, set()),
     "optim": ({"sparsity", "methods", "formats", "model"}, set()),
@@ -31,17 +31,26 @@ FOLDERS = {
         {"sparsity", "formats", "model", "optim", "checkpoint"},
         HUGGING_FACE | {"matplotlib", "yaml"},
     ),
-    "trainer": ({"sparsity", "formats", "model", "optim", "hub"}, HUGGING_FACE),
+    "trainer": (
+        {"sparsity", "formats", "model", "optim", "checkpoint", "hub"},
+        HUGGING_FACE,
+    ),
     "cli": (
         {"sparsity", "targets", "formats", "model", "inference", "optim", "checkpoint", "hub"},
         TERMINAL,
     ),
     "experiments": (
         {"sparsity", "methods", "formats", "model", "optim", "checkpoint", "hub", "trainer"},
-        HUGGING_FACE | DATA | SCIENCE | {"yaml", "matplotlib"},
+        HUGGING_FACE | DATA | SCIENCE | {"yaml", "matplotlib", "filelock"},
     ),
 }
-BOTTOM = {"compat", "environment", "interrupts", "version"}  # files that every folder may import
+BOTTOM = {
+    "compat",
+    "environment",
+    "interrupts",
+    "replaced",
+    "version",
+}  # files that every folder may import
 ON_TOP = {"cli", "experiments"}  # folders that no other imports
 LONGEST = 400  # lines
 MOST = 10  # modules in a folder, beside its __init__

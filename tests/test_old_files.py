@@ -249,6 +249,7 @@ def assert_stored(
     assert measured_by(handle) == steps | flips | sad_from(expected, model)
 
 
+@pytest.mark.filterwarnings("ignore:.*without fp32 copies")
 @pytest.mark.parametrize("weights_first", [True, False], ids=["weights first", "optimizer first"])
 @pytest.mark.parametrize("case", LOOPS)
 def test_an_optimizer_state_is_loaded(case: str, weights_first: bool) -> None:
@@ -265,6 +266,7 @@ def test_an_optimizer_state_is_loaded(case: str, weights_first: bool) -> None:
             assert_same_bits(loop.optimizer.state[parameter][name], tensor, f"{index} {name}")
 
 
+@pytest.mark.filterwarnings("ignore:.*without fp32 copies")
 @pytest.mark.parametrize("case", LOOPS)
 def test_two_more_steps(case: str, tmp_path: Path) -> None:
     """Red if something that training or SAD depends on is loaded from the old form otherwise than from

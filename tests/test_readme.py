@@ -96,6 +96,7 @@ PAGES = [
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "docs/other_tools.md",
     *(f"recipes/{page}/README.md" for page in ("translation", "classification", "benchmark")),
     "recipes/classification/results/README.md",
 ]

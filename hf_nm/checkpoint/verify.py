@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from hf_nm.checkpoint.by_pattern import check_by_pattern, of_tensors, verify_stored
 from hf_nm.checkpoint.conversion import Conversion, conversions, shapes
 from hf_nm.checkpoint.model_class import named_class
 from hf_nm.checkpoint.source import weights_folder
 from hf_nm.formats.folder import CONFIG, Count, Progress, read_config, read_json
 from hf_nm.formats.manifest import KEY, Claims, Manifest
 from hf_nm.formats.packed_weight import PackedError
+from hf_nm.formats.recorded import recorded_claims
 from hf_nm.formats.stored import Stored, StoredTensor, check_claims, open_file, open_folder
 from hf_nm.model.report import LayerRow, Report, SkippedRow
 from hf_nm.model.sharding import gathered
@@ -27,6 +29,8 @@ def verify(
     model_or_path: nn.Module | str | Path,
     *,
     manifest: Mapping[str, Any] | None = None,
+    pattern: str | NMPattern | None = None,
+    targets: str | Iterable[str] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     progress: Progress | None = None,
@@ -43,6 +47,12 @@ def verify(
             the Hub, of which config and safetensors files are downloaded.
         manifest: what to check, in the form of ``config.nm_sparsity``, instead of that of
             the ``config.json`` in the folder or beside the file.
+        pattern: such as ``"2:4"``: ask the weights themselves, of a file that no manifest belongs to
+            (or whatever that claims). Of every tensor with two dimensions or more, in its last one:
+            which keep the pattern are layers, the others are skipped with the reason. A tensor that is
+            all zero proves nothing, and is skipped.
+        targets: with ``pattern``: globs over the tensors' names (``"*.mlp.*"``); all that they name
+            must keep it.
         revision: of a model on the Hub: branch, tag or commit.
         token: for a private model on the Hub.
         progress: called with bytes done, bytes in all and what is being done, now and then.
@@ -52,13 +62,21 @@ def verify(
         found, and ``.skipped`` with the weights that nothing claims.
 
     Raises:
-        BrokenPatternError: (a ``ValueError``) a group keeps more than n; the first one is named.
+        BrokenPatternError: (a ``ValueError``) a group keeps more than n; the first one is named. With
+            ``pattern`` alone: no weight keeps it.
         PackedError: (a ``ValueError``) a packed file is damaged, or does not belong to its config.
         ValueError: nothing claims to be N:M, a claimed weight is missing, or the manifest or a file is
             not valid.
         FileNotFoundError: there is no such folder, or no weights in it.
         huggingface_hub.errors.HfHubHTTPError: as huggingface_hub raises.
     """
+    if pattern is not None:
+        if manifest is not None:
+            raise ValueError("verify takes manifest= or pattern=, which both say what to check")
+        asked = NMPattern.parse(pattern)
+        return _by_pattern(model_or_path, asked, targets, progress, revision=revision, token=token)
+    if targets is not None:
+        raise ValueError("targets= of verify says which weights must keep pattern=; give that too")
     if isinstance(model_or_path, nn.Module):
         return _of_model(model_or_path, manifest)
     path = weights_folder(model_or_path, revision=revision, token=token)
@@ -74,16 +92,40 @@ def verify(
         return _of_stored(stored, claims, progress)
 
 
+def _by_pattern(
+    model_or_path: nn.Module | str | Path,
+    pattern: NMPattern,
+    targets: str | Iterable[str] | None,
+    progress: Progress | None,
+    **download: Any,
+) -> Report:
+    """What the caller asks for, whatever is claimed."""
+    if isinstance(model_or_path, nn.Module):
+        named = unwrap(model_or_path).named_parameters()
+        candidates = of_tensors((name, gathered(weight)) for name, weight in named)
+        return check_by_pattern(candidates, pattern, targets, "the model", Count(progress, 0))
+    path = weights_folder(model_or_path, **download)
+    if path.is_file() and path.suffix == ".safetensors":
+        stored = open_file(path)
+    else:
+        config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+        stored = open_folder(path, config)
+    with stored:
+        return verify_stored(stored, pattern, targets, str(path), progress)
+
+
 def _of_model(model: nn.Module, manifest: Any) -> Report:
     model = unwrap(model)
     parameters = dict(model.named_parameters())
     sparse = sparse_weights(model)
-    if sparse and manifest is None:
+    if manifest is not None:
+        claims = Manifest.from_dict(manifest).claims(parameters)
+    elif sparse:
         claims = {w.name: (w.pattern, w.state.dim) for w in sparse}
     else:
-        data = getattr(getattr(model, "config", None), KEY, None) if manifest is None else manifest
-        claimed = Manifest.required(data, "the model has no N:M layer and its config")
-        claims = claimed.claims(parameters)
+        claims = recorded_claims(model)
+        if not claims:
+            Manifest.required(None, "the model has no N:M layer and its config")
     return _of_tensors(claims, ((name, gathered(weight)) for name, weight in parameters.items()))
 
 

@@ -24,6 +24,7 @@ from hf_nm.cli.terminal import (
     print_sizes,
     print_warning,
     progress,
+    shown,
     size,
 )
 from hf_nm.sparsity.check import BrokenPatternError
@@ -116,15 +117,15 @@ def inspect(
     for row in found.groups():
         kept = NMPattern.parse(row["pattern"]) if "pattern" in row else None
         table.add_row(
-            row["name"],
+            shown(row["name"]),
             str(row["count"]),
             "x".join(map(str, row["shape"])),
             "dense" if kept is None else str(kept),
-            row["reason"] if kept is None else f"{kept.n / kept.m:.1%}",
+            shown(row["reason"]) if kept is None else f"{kept.n / kept.m:.1%}",
         )
     out.print(table)
     out.print(
-        f"{found.architecture}: {found.parameters:,} parameters, {found.share:.1%} of them in "
+        f"{shown(found.architecture)}: {found.parameters:,} parameters, {found.share:.1%} of them in "
         f"{len(found.report.layers)} N:M weights{' as it claims' if found.claimed else ''}\n"
         f"checkpoint {size(found.dense_bytes)}, packed {size(found.packed_bytes)} "
         f"({found.packed_bytes / found.dense_bytes:.2f} of it)"
@@ -137,17 +138,34 @@ def verify(
         str,
         typer.Argument(help="A folder, packed or not, a safetensors file, or an id on the Hub."),
     ],
+    pattern: Annotated[
+        str | None,
+        typer.Option("--pattern", "-p", help="n:m, asked of the weights; needs no manifest."),
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option("--targets", help="With --pattern: glob, which must keep it. Repeatable."),
+    ] = None,
     revision: Revision = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check from the weights alone that every weight claimed to be N:M is. Exit code 1 if one is not."""
+    """Check from the weights alone that every weight claimed to be N:M is. Exit code 1 if one is not.
+
+    With --pattern: which weights keep it, whatever is claimed. Exit code 1 if none does.
+    """
     import hf_nm
     from hf_nm.checkpoint.source import existing
 
     existing(source)
     with progress("verify", quiet=as_json) as told:
-        report = hf_nm.verify(source, progress=told, **_download(revision, token))
+        report = hf_nm.verify(
+            source,
+            pattern=pattern,
+            targets=targets or None,
+            progress=told,
+            **_download(revision, token),
+        )
     print_report(report, as_json)
 
 
@@ -272,7 +290,7 @@ def push(
         token=token,
         commit_message=message,
     )
-    out.print(str(url))
+    out.print(shown(str(url)))
 
 
 @app.command()

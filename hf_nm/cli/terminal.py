@@ -25,6 +25,15 @@ out = Console(width=None if sys.stdout.isatty() else 200, **_PLAIN)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else 200, **_PLAIN)
 
 
+def shown(text: str) -> str:
+    """A text that may come from a file, with what a terminal would obey written out: ``\\x1b`` for the
+    character. Line ends stay."""
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
+
+
 @contextmanager
 def progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int, str], None] | None]:
     """A progress bar in bytes, on standard error."""
@@ -41,7 +50,7 @@ def progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int, str
         task = bars.add_task(what, total=None)
 
         def report(done: int, total: int, name: str) -> None:
-            bars.update(task, completed=done, total=total, description=f"{what} {name}"[:60])
+            bars.update(task, completed=done, total=total, description=shown(f"{what} {name}")[:60])
 
         yield report
 
@@ -65,7 +74,7 @@ def print_report(report: Report, as_json: bool) -> None:
     for row in report.layers:
         entries = max(1, math.prod(row.shape))
         shape = "x".join(map(str, row.shape))
-        table.add_row(row.name, shape, str(row.pattern), f"{row.kept / entries:.1%}")
+        table.add_row(shown(row.name), shape, str(row.pattern), f"{row.kept / entries:.1%}")
     out.print(table)
     out.print(str(report).splitlines()[-1], highlight=False)
 
@@ -91,14 +100,14 @@ def size(count: float) -> str:
 def print_warning(message: Warning | str, *where: Any) -> None:
     """A warning without the line of code that gave it."""
     err.print("warning:", style="yellow", end=" ")
-    err.print(str(message), soft_wrap=True)
+    err.print(shown(str(message)), soft_wrap=True)
 
 
 def print_error(error: Exception) -> None:
     """What went wrong, in a line, with what to do; the whole trace where HF_NM_DEBUG is set."""
     err.print("error:", style="red", end=" ")
-    err.print(f"{type(error).__name__}: {error}", soft_wrap=True)
+    err.print(shown(f"{type(error).__name__}: {error}"), soft_wrap=True)
     for note in getattr(error, "__notes__", ()):
-        err.print(note, soft_wrap=True)
+        err.print(shown(note), soft_wrap=True)
     if os.environ.get("HF_NM_DEBUG"):
-        traceback.print_exception(error)
+        err.print(shown("".join(traceback.format_exception(error))), soft_wrap=True)

@@ -63,6 +63,7 @@ def compare(folders: Sequence[str | Path], write_to: str | Path | None = None) -
     dense = [run for _, run in runs if run["method"] == "dense"]
     base = dense[0] if len(dense) == 1 else None
     whole = base["score"]["test"] if base else 0.0
+    seconds = base["time"]["train_s"] if base else 0.0
     digits = 4 if all(abs(run["score"]["test"]) <= 1 for _, run in runs) else 2
     rows = []
     for name, run in runs:
@@ -79,7 +80,7 @@ def compare(folders: Sequence[str | Path], write_to: str | Path | None = None) -
                 f"{sad['mean_flip_rate']:.3e}" if sad else "-",
                 f"{sad['total']:,.0f}" if sad else "-",
                 f"{sad['from_start']:,.0f}" if sad else "-",
-                f"{run['time']['train_s'] / base['time']['train_s']:.2f}" if base else "-",
+                f"{run['time']['train_s'] / seconds:.2f}" if seconds else "-",
             ]
         )
     columns = ["run", "method", "pattern", "steps", metric, "vs dense", "recovery"]
@@ -204,7 +205,7 @@ class _TaskRun:
     def seconds(self) -> float:
         """Of an update: arms that start from another run's checkpoint take fewer."""
         time = self.facts["time"]
-        return time["train_s"] / time.get("steps", self.facts["steps"])
+        return time["train_s"] / max(1, time.get("steps", self.facts["steps"]))
 
     @property
     def scored_as(self) -> tuple[str, tuple[str, ...], str]:

@@ -1,37 +1,39 @@
 """What a run builds on: its own last checkpoint, the runs it starts from, the dense run beside it."""
 
+import os
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from hf_nm.hub.scores import read_run
-
-STATE = "trainer_state.json"  # in every checkpoint of transformers' Trainer
+from hf_nm.trainer.checkpoints import STATE, check_whole, newest_whole, view
 
 
 def last_checkpoint(arguments: TrainingArguments) -> tuple[str | None, int]:
     """The checkpoint to resume from and its update; None and 0 for a new run.
 
     Args:
-        arguments: `resume_from_checkpoint` is a folder, or `True` for the last one in `output_dir`.
+        arguments: `resume_from_checkpoint` is a folder, or `True` for the newest in `output_dir` that is
+            whole; a warning names newer ones that are not.
 
     Raises:
-        ValueError: there is no such checkpoint.
+        ValueError: there is no such checkpoint, or it is not whole.
     """
     given = arguments.resume_from_checkpoint
     if not given:
         return None, 0
-    out = Path(str(arguments.output_dir))
-    latest = given in ("True", "true")
-    folder = (get_last_checkpoint(str(out)) if out.is_dir() else None) if latest else given
-    if folder is None or not Path(folder, STATE).is_file():
-        raise ValueError(
-            f"nothing to resume: no checkpoint in {out if latest else given}; leave out "
-            "--resume_from_checkpoint."
-        )
+    if given in ("True", "true"):
+        out = str(arguments.output_dir)
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))  # they have not met yet
+        folder = str(newest_whole(out, [view(out, ranks)]))
+    else:
+        folder = str(given)
+        if not Path(folder, STATE).is_file():
+            raise ValueError(f"nothing to resume: no checkpoint in {folder}; name another one.")
+        check_whole(folder)
     state = TrainerState.load_from_json(str(Path(folder, STATE)))
-    return str(folder), state.global_step
+    return folder, state.global_step
 
 
 def updates_before(folder: str | None) -> int | None:
@@ -62,3 +64,16 @@ def check_dense_run(folder: str | None, signature: str) -> None:
             f"--dense_run {folder}: a {dense['method']} run scored as "
             f"{dense['score']['signature']}, but this one needs a dense one scored as {signature}."
         )
+
+
+class ToldTheEpoch(TrainerCallback):
+    """Sets the epoch of the whole data loader, before the Trainer skips what a resumed run has seen.
+
+    Through accelerate's wrapper that skips, Trainers before transformers 5.17 reach no sampler of a
+    recipe's own (seen up to 5.13), and the rest of a later epoch would be in the first one's order.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        loader: Any = others.get("train_dataloader")
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(int(state.epoch or 0))

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,13 +12,18 @@ from typing import Any
 
 import yaml
 from torch import nn
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer, HfArgumentParser, TrainingArguments
 
 from hf_nm.formats.manifest import KEY
 from hf_nm.model.surgery import restore, sparsify
 from hf_nm.trainer.distillation import Distillation
 
 METHODS = {"dense": "dense", "fixed": "ASP", "ste": "STE", "sr-ste": "SR-STE"}  # and their names
+
+AT_LEAST_ONE = ["per_device_train_batch_size", "per_device_eval_batch_size"]
+AT_LEAST_ONE += ["gradient_accumulation_steps"]
+NOT_NEGATIVE = ["learning_rate", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"]
+NOT_NEGATIVE += ["dataloader_num_workers", "seed"]
 
 
 @dataclass
@@ -48,6 +54,14 @@ class SparseArguments:
         default=0.0, metadata={"help": "of the squared difference of hidden states"}
     )
 
+    start_over: bool = field(
+        default=False,
+        metadata={
+            "help": "remove the checkpoints, logs and results of an earlier run in output_dir, nothing "
+            "else"
+        },
+    )
+
     @property
     def sparse(self) -> bool:
         """Whether anything becomes sparse."""
@@ -57,6 +71,32 @@ class SparseArguments:
     def pattern(self) -> str | None:
         """Such as ``"2:4"``; None for a dense run."""
         return f"{self.n}:{self.m}" if self.sparse else None
+
+    def check(self, arguments: TrainingArguments) -> None:
+        """Raise for options that cannot work, before anything is loaded; a recipe adds its own.
+
+        Args:
+            arguments: those of training.
+
+        Raises:
+            ValueError: one of them is out of range, or no finite number: one line that names it.
+        """
+        for group in (self, arguments):
+            for each in fields(group):
+                value = getattr(group, each.name, None)
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"--{each.name} is {value}; it must be a finite number.")
+        within(arguments, 1, None, *AT_LEAST_ONE)
+        within(arguments, 0, None, *NOT_NEGATIVE)
+        within(arguments, 0, 1, "adam_beta1", "adam_beta2", "label_smoothing_factor")
+        within(self, 0, None, "decay_warmup_steps")  # the others are sparsify's and the Trainer's
+        if arguments.max_steps == 0 or (
+            arguments.max_steps < 0 and arguments.num_train_epochs <= 0
+        ):
+            raise ValueError(
+                f"--max_steps {arguments.max_steps} and --num_train_epochs "
+                f"{arguments.num_train_epochs:g} are no training; give at least one update."
+            )
 
     def sparsify(self, model: nn.Module) -> None:
         """Make the model sparse in place, unless the run is dense; a sparse checkpoint trains on.
@@ -145,6 +185,25 @@ class SparseArguments:
             if self.hidden_weight:
                 said.append(f"hidden states {self.hidden_weight:g}")
         return ", ".join(said)
+
+
+def within(options: Any, lowest: float, below: float | None, *names: str) -> None:
+    """Check numbers among the options.
+
+    Args:
+        options: the dataclass that has them.
+        lowest: what each must reach.
+        below: what each must stay below; None for no limit.
+        names: of the numbers; those that are None, or that this version does not have, are left out.
+
+    Raises:
+        ValueError: one of them is outside; it is named.
+    """
+    for name in names:
+        value = getattr(options, name, None)
+        if value is not None and not (lowest <= value and (below is None or value < below)):
+            limit = "" if below is None else f" and below {below:g}"
+            raise ValueError(f"--{name} is {value}; it must be at least {lowest:g}{limit}.")
 
 
 def parse(argv: list[str], kinds: Iterable[Any], default: Path) -> tuple[Any, ...]:

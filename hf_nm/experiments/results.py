@@ -10,7 +10,7 @@ numbers are written as integers, numbers so that they read back as the same floa
 from __future__ import annotations
 
 import csv
-import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,19 +19,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hf_nm.experiments.output import write_json
+
 WIDEST = 80  # characters of a value in the table of results.md
 
 
 def write_results(results: dict[str, Any], folder: str | Path, heading: str) -> str:
-    """Write `results.json` and `results.md` into `folder`; returns the text of the latter."""
+    """Write `results.json` and `results.md` into `folder`; returns the text of the latter.
+
+    JSON has no number for what is not finite, such as the correlation with a constant: `results.json`
+    has null there, `results.md` nan.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = f"# {heading}\n\n{_markdown(results)}"
-    (folder / "results.json").write_text(
-        json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8"
-    )
+    write_json(folder / "results.json", _finite(results))
     (folder / "results.md").write_text(text, "utf-8")
     return text
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _markdown(results: dict[str, Any]) -> str:
@@ -117,7 +130,10 @@ def read_predictions(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: no predictions here; write them with "
             "hf_nm.experiments.results.write_predictions."
         )
-    lines = path.read_text("utf-8").split("\n")
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); write it again.") from error
     if lines[0] != HEADER or lines.pop() or len(lines) < 2:
         raise ValueError(
             f"{path}: needs the header {HEADER!r}, then one line for each example; the file may "

@@ -13,6 +13,7 @@ A recipe's `main` reads, from top to bottom::
 """
 
 import logging
+import math
 import os
 import shlex
 import sys
@@ -27,15 +28,22 @@ from typing import Any, TypeVar
 import datasets
 import torch
 from accelerate import PartialState
+from filelock import FileLock
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils.logging import disable_progress_bar
 
 import hf_nm
 from hf_nm.environment import environment
-from hf_nm.experiments.clock import Clock
-from hf_nm.experiments.earlier_runs import last_checkpoint
+from hf_nm.experiments.earlier_runs import ToldTheEpoch, last_checkpoint
 from hf_nm.experiments.options import SparseArguments, one_line_errors, opened
+from hf_nm.experiments.output import claim, read_json, write_json
 from hf_nm.experiments.results import write_results
 from hf_nm.hub.figures import plot_sad
 from hf_nm.hub.scores import read_scores
@@ -50,7 +58,8 @@ def start(
 ) -> tuple[Options, Arguments, "Run"]:
     """Read the command line, start the processes, and set log, progress bars and seed.
 
-    A mistake in the options, or no checkpoint to resume from, ends the program with one line.
+    A mistake in the options, no checkpoint to resume from, or an output directory that is another run's,
+    ends the program with one line.
 
     Args:
         name: the recipe's, as in its results.
@@ -63,20 +72,25 @@ def start(
     # accelerate's launcher does not pass on its use_cpu to several processes.
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    with one_line_errors():
-        options, arguments = parse(sys.argv[1:])
-        resumed_from, resumed_step = last_checkpoint(arguments)
-    device = arguments.device  # this starts the process group, with the training arguments' options
-    state = PartialState()
     log = logging.getLogger("recipe")
     log.handlers = [logging.StreamHandler(sys.stdout)]
+    log.setLevel(logging.INFO)
+    with one_line_errors():
+        options, arguments = parse(sys.argv[1:])
+        options.check(arguments)
+        resumed_from, resumed_step = last_checkpoint(arguments)
+        clock = Clock(resumed_from, resumed_step)
+        # One process for all: what it refuses ends the others too.
+        main = os.environ.get("RANK", "0") == "0"
+        lock = claim(name, options, arguments, resumed_from, log) if main else None
+    device = arguments.device  # this starts the process group, with the training arguments' options
+    state = PartialState()
     log.setLevel(logging.INFO if state.is_main_process else logging.ERROR)
     if arguments.disable_tqdm:
         datasets.disable_progress_bars()
         disable_progress_bar()
     set_seed(arguments.seed)
-    clock = Clock(resumed_from, resumed_step)
-    run = Run(name, options, arguments, device, state, log, resumed_from, clock, started)
+    run = Run(name, options, arguments, device, state, log, resumed_from, clock, started, lock)
     return options, arguments, run
 
 
@@ -94,6 +108,8 @@ class Run:
         resumed_from: the checkpoint that training goes on from; None for a new run.
         clock: seconds in training.
         started: when, in seconds of `time.perf_counter`.
+        lock: keeps other runs out of the output directory; held by the main process.
+        failed: why the run ends with an error although it has results.
     """
 
     name: str
@@ -103,8 +119,10 @@ class Run:
     state: PartialState
     log: logging.Logger
     resumed_from: str | None
-    clock: Clock
+    clock: "Clock"
     started: float
+    lock: FileLock | None = None
+    failed: str = ""
 
     @cached_property
     def out(self) -> Path:
@@ -130,12 +148,30 @@ class Run:
         return made
 
     def train(self, trainer: Trainer) -> None:
-        """Train, from the checkpoint on if the run is resumed."""
+        """Train, from the checkpoint on if the run is resumed.
+
+        Raises:
+            SystemExit: weights are not finite afterwards.
+        """
         trainer.add_callback(self.clock)
-        trainer.add_callback(_ToldTheEpoch())
+        trainer.add_callback(ToldTheEpoch())
         self.clock.start()
         trainer.train(resume_from_checkpoint=self.resumed_from)
         self.clock.stop(trainer.state.global_step)
+        broken = [
+            name
+            for name, parameter in trainer.accelerator.unwrap_model(
+                trainer.model
+            ).named_parameters()
+            if not torch.isfinite(parameter.detach()).all()
+        ]
+        if broken:
+            trainer.save_state()  # what was logged on the way there
+            raise SystemExit(
+                f"{self.out}: training ended in NaN: {len(broken)} weights hold values that are not "
+                f"finite (first: {broken[0]}) after update {trainer.state.global_step}; nothing is "
+                "scored. Lower --learning_rate, or give a longer --warmup_steps."
+            )
 
     def save(self, trainer: Trainer) -> nn.Module:
         """Save the trained model and everything that was logged (`trainer_state.json`).
@@ -147,6 +183,12 @@ class Run:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         trainer.save_model(str(self.out), _internal_call=True)  # published later, with its score
         trainer.save_state()
+        losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+        if losses and not math.isfinite(losses[-1]):
+            self.failed = (
+                f"{self.out}: the loss on the validation set is {losses[-1]}; its results are written, "
+                "but not published. Lower --learning_rate, or train in another precision."
+            )
         self.state.wait_for_everyone()
         return model
 
@@ -224,15 +266,107 @@ class Run:
         card: dict[str, Any] = {}
         if self.options.sparse:
             card["scores"] = read_scores(self.out, dense_run)
-        if self.arguments.push_to_hub:
+        if self.arguments.push_to_hub and not self.failed:
             trainer.push_to_hub(**card)
         elif self.options.sparse:
             trainer.create_model_card(**card)
 
     def close(self) -> None:
-        """End the processes together: the launcher would stop the first when a second one is gone."""
+        """End the processes together: the launcher would stop the first when a second one is gone.
+
+        Raises:
+            SystemExit: the run ended in NaN.
+        """
         self.state.wait_for_everyone()
         self.state.destroy_process_group()
+        if self.lock is not None:
+            self.lock.release(force=True)
+        if self.failed:
+            raise SystemExit(self.failed)
+
+
+CLOCK_FILE = "training_time.json"  # in every checkpoint, and beside them the last one's
+
+
+class Clock(TrainerCallback):
+    """Counts seconds in training over all interruptions, and leaves what it has counted in every
+    checkpoint.
+
+    A resumed run goes on from its checkpoint's count. What was trained between that checkpoint and the
+    interruption is trained again, so it counts once. The count of a checkpoint is written beside it too,
+    before it is begun: a process that dies between the two leaves a count all the same.
+
+    Args:
+        resumed_from: the checkpoint that training goes on from; None for a new run.
+        resumed_step: its update.
+
+    Attributes:
+        seconds: in training, up to the last :meth:`stop`.
+        steps: updates that these seconds are of: all of the run, unless it was resumed from a checkpoint
+            without a count, whose updates nobody timed.
+
+    Raises:
+        ValueError: the checkpoint's count is damaged; one line with the file's name.
+    """
+
+    def __init__(self, resumed_from: str | None = None, resumed_step: int = 0) -> None:
+        self.seconds, self.steps = 0.0, 0
+        self._untimed = resumed_step
+        self._started: float | None = None
+        if resumed_from is None:
+            return
+        inside, beside = Path(resumed_from, CLOCK_FILE), Path(resumed_from).parent / CLOCK_FILE
+        if inside.is_file():
+            self.seconds, timed, _ = _read_count(inside)
+            self._untimed = resumed_step - timed
+        elif beside.is_file():
+            seconds, timed, step = _read_count(beside)
+            if step == resumed_step:
+                self.seconds, self._untimed = seconds, resumed_step - timed
+
+    def start(self) -> None:
+        """Count from now on."""
+        self._started = time.perf_counter()
+
+    def stop(self, step: int) -> None:
+        """Count no longer; `step` is the update that training has reached."""
+        self.seconds, self.steps = self._seconds(), step - self._untimed
+        self._started = None
+
+    def _seconds(self) -> float:
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self.seconds + running
+
+    def _count(self, state: Any) -> dict[str, float]:
+        step = state.global_step
+        return {"seconds": self._seconds(), "steps": step - self._untimed, "at": step}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer after an update, before the checkpoint that may follow."""
+        if state.is_world_process_zero and control.should_save:
+            write_json(Path(args.output_dir, CLOCK_FILE), self._count(state))
+
+    on_epoch_end = on_step_end
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer when a checkpoint has been written."""
+        checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if state.is_world_process_zero and checkpoint.is_dir():
+            write_json(checkpoint / CLOCK_FILE, self._count(state))
+
+
+def _read_count(path: Path) -> tuple[float, int, Any]:
+    """Seconds, the updates they are of, and the update of the checkpoint."""
+    remedy = "remove it to go on without the time so far."
+    found = read_json(path, remedy)
+    seconds: Any = found.get("seconds")
+    steps: Any = found.get("steps")
+    good = isinstance(seconds, int | float) and 0 <= seconds < 1e12  # and no nan
+    if not good or type(steps) is not int or not 0 <= steps < 1 << 63:
+        raise ValueError(
+            f"{path}: needs seconds and steps, numbers of 0 or more, not {str(found)[:90]}; {remedy}"
+        )
+    return seconds, steps, found.get("at")
 
 
 @torch.inference_mode()
@@ -259,16 +393,3 @@ def command_line() -> str:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     launcher = ["accelerate", "launch"] if launched else [Path(sys.executable).name]
     return shlex.join([*launcher, *sys.argv])
-
-
-class _ToldTheEpoch(TrainerCallback):
-    """Sets the epoch of the whole data loader, before the Trainer skips what a resumed run has seen.
-
-    Through accelerate's wrapper that skips, Trainers before transformers 5.17 reach no sampler of a
-    recipe's own (seen up to 5.13), and the rest of a later epoch would be in the first one's order.
-    """
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        loader = others.get("train_dataloader")
-        if loader is not None and hasattr(loader, "set_epoch"):
-            loader.set_epoch(int(state.epoch or 0))

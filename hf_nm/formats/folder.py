@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from hf_nm.formats.leftovers import NEW, OLD, hidden_folder, sweep
+from hf_nm.formats.links import files_of
 from hf_nm.formats.safetensors_file import sync
 
 Progress = Callable[[int, int, str], None]
@@ -151,23 +153,30 @@ def copy_rest(source: Path, destination: Path, leave: set[str]) -> None:
         source: the folder.
         destination: another one, which is there.
         leave: names of files in ``source`` itself that are not copied.
+
+    Raises:
+        ValueError: a link leaves the folder or leads nowhere; see :mod:`hf_nm.formats.links`.
     """
 
-    def left(folder: str, names: list[str]) -> set[str]:
-        resuming = shutil.ignore_patterns(*RESUMING)(folder, names)
-        if Path(folder) != source:
-            return resuming
-        weights = shutil.ignore_patterns(*WEIGHTS)(folder, names)
-        there = {file.name for file in destination.iterdir()}
-        return resuming | weights | (set(names) & (leave | there))
+    there = {file.name for file in destination.iterdir()}
 
-    shutil.copytree(source, destination, ignore=left, dirs_exist_ok=True)
+    def is_left(file: Path) -> bool:
+        if any(fnmatch(file.name, kind) for kind in RESUMING):
+            return True
+        top = file.parent == Path()
+        return top and (
+            any(fnmatch(file.name, kind) for kind in WEIGHTS) or file.name in leave | there
+        )
+
+    for file in list(files_of(source, is_left)):
+        (destination / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / file, destination / file)
 
 
 @contextmanager
 def new_folder(destination: Path, source: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder to write into, which gets its name when all is written: interrupted or failed, nothing
-    is left of it.
+    is left of it. What calls for the same destination left that were killed goes first.
 
     Args:
         destination: its name afterwards.
@@ -185,6 +194,7 @@ def new_folder(destination: Path, source: Path, *, overwrite: bool) -> Iterator[
             f"the destination {destination} and the folder that is read, {source}, must lie apart; "
             "choose a folder beside it"
         )
+    sweep(destination)
     if destination.is_file():
         raise FileExistsError(f"{destination} is a file; choose the name of a new folder")
     if destination.exists() and any(destination.iterdir()):
@@ -199,28 +209,22 @@ def new_folder(destination: Path, source: Path, *, overwrite: bool) -> Iterator[
                 "overwritten; choose another one"
             )
     destination.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(
-        tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent)
-    )
-    try:
-        written = beside / "new"
-        written.mkdir()
+    with hidden_folder(destination) as beside:
+        written = beside / NEW
         yield written
         for file in written.rglob("*"):
             if file.is_file():
                 sync(file)
         if destination.exists():
             try:
-                destination.rename(beside / "old")
+                destination.rename(beside / OLD)
                 written.rename(destination)
             except BaseException:
-                if (beside / "old").exists() and not destination.exists():
-                    (beside / "old").rename(destination)
+                if (beside / OLD).exists() and not destination.exists():
+                    (beside / OLD).rename(destination)
                 raise
         else:
             written.rename(destination)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _is_plain(file: Any) -> bool:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from hf_nm.formats.manifest import Manifest
 from hf_nm.hub.scores import Score
@@ -94,13 +95,13 @@ def _sparsity(facts: CardFacts) -> str:
     for row in layers:
         size = "x".join(str(length) for length in row.shape)
         share = _share(row.kept, math.prod(row.shape))
-        each.append((_code(row.name), size, str(row.pattern), f"{row.kept:,}", share))
+        each.append((code(row.name), size, str(row.pattern), f"{row.kept:,}", share))
     n_of_m = " and ".join(
         f"at most {pattern.n} of every {pattern.m} consecutive weights ({pattern})"
         for pattern in groups
     )
     bases = [facts.base_model] if isinstance(facts.base_model, str) else facts.base_model or []
-    base = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in bases)
+    base = ", ".join(f"[{plain(name)}](https://huggingface.co/{quote(name)})" for name in bases)
     lines = [
         "## N:M sparsity\n",
         f"The weight matrices listed below are N:M sparse: along their input dimension {n_of_m} are not "
@@ -129,14 +130,18 @@ def _scores(facts: CardFacts) -> str:
     ]
     for score in facts.scores:
         data = f"{score.data}, {score.split}"
-        row = [score.metric, data, _number(score.value), "-", "-", "-"]
+        row = [plain(score.metric), plain(data), _number(score.value), "-", "-", "-"]
         if score.dense is not None:
             row[3:5] = [_number(score.dense), f"{score.value - score.dense:+.4g}"]
         if score.recovery is not None:
             row[5] = f"{score.recovery:.1%}"
         table.append(row)
     lines = ["## Score\n", _table(table)]
-    signed = {f"{score.metric}: `{score.signature}`\n" for score in facts.scores if score.signature}
+    signed = {
+        f"{plain(score.metric)}: {code(score.signature)}\n"
+        for score in facts.scores
+        if score.signature
+    }
     lines += sorted(signed)
     return "\n".join(lines)
 
@@ -146,14 +151,14 @@ def _usage(facts: CardFacts) -> str:
     if facts.revision not in (None, "main"):
         opened += f', revision="{facts.revision}"'
     classes = [facts.loads_with, *([facts.processor] if facts.processor else [])]
-    code = [f"from transformers import {', '.join(sorted(classes))}\n"]
+    lines = [f"from transformers import {', '.join(sorted(classes))}\n"]
     if facts.packed:
-        code.insert(0, "import hf_nm  # transformers alone cannot read the packed form")
-    code.append(f"model = {facts.loads_with}.from_pretrained({opened})")
+        lines.insert(0, "import hf_nm  # transformers alone cannot read the packed form")
+    lines.append(f"model = {facts.loads_with}.from_pretrained({opened})")
     if facts.processor:
         name = "tokenizer" if facts.processor == "AutoTokenizer" else "processor"
-        code.append(f"{name} = {facts.processor}.from_pretrained({opened})")
-    text = "## How to use\n\n```python\n" + "\n".join(code) + "\n```\n"
+        lines.append(f"{name} = {facts.processor}.from_pretrained({opened})")
+    text = "## How to use\n\n```python\n" + "\n".join(lines) + "\n```\n"
     if facts.report is None:
         return text
     needed = "Nothing but transformers is needed."
@@ -205,14 +210,14 @@ def _training(facts: CardFacts) -> str:
 def _result(score: Score, task: str) -> dict[str, Any]:
     metric: dict[str, Any] = {
         "type": _slug(score.metric),
-        "name": score.metric,
+        "name": _unmarked(score.metric),
         "value": score.value,
     }
     if score.signature:
-        metric["args"] = {"signature": score.signature}
+        metric["args"] = {"signature": _unmarked(score.signature)}
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", score.data)
     kind = score.data if is_id else _slug(score.data)
-    data = {"type": kind, "name": score.data, "split": score.split}
+    data = {"type": kind, "name": _unmarked(score.data), "split": _unmarked(score.split)}
     return {"task": {"type": task}, "dataset": data, "metrics": [metric]}
 
 
@@ -250,9 +255,22 @@ def _by_number(row: LayerRow) -> list[tuple[int, int, str]]:
     return [(1, int(piece), "") if piece.isdecimal() else (0, 0, piece) for piece in pieces]
 
 
-def _code(text: str) -> str:
-    """Inline code, of a name that may hold anything but control characters."""
-    return f"`{text.replace('`', '')}`"
+def code(text: str) -> str:
+    """Inline code of any text: in one line, and without what ends the code, or our part of the card."""
+    return f"`{_unmarked(_one_line(text).replace('`', ''))}`"
+
+
+def plain(text: str) -> str:
+    """Any text as Markdown that shows it: no HTML, link, image or code comes of it."""
+    return re.sub(r"[\\`*\[\]~]", r"\\\g<0>", _one_line(text)).replace("<", "&lt;")
+
+
+def _unmarked(text: str) -> str:
+    return text.replace("<!--", "< !--")
+
+
+def _one_line(text: str) -> str:
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -12,11 +12,11 @@ from hf_nm.checkpoint.model_class import opened_by
 from hf_nm.checkpoint.verify import verify
 from hf_nm.formats.manifest import KEY, Manifest
 from hf_nm.formats.packed_config import is_packed_config
-from hf_nm.hub.card import CardFacts, patterns_of
+from hf_nm.hub.card import CardFacts, code, patterns_of, plain
 from hf_nm.hub.figures import plot_sad
-from hf_nm.hub.scores import read_scores
+from hf_nm.hub.scores import read_run, read_scores
 from hf_nm.model.report import Report
-from hf_nm.optim.sad_log import read_history, sad_curve, sad_summary
+from hf_nm.optim.sad_log import read_history, read_state, sad_curve, sad_summary
 
 PLOT = "sad.png"
 
@@ -79,7 +79,7 @@ def said_versions(versions: Mapping[str, str], config: Mapping[str, Any]) -> str
     claimed = config.get(KEY) or {}
     known = {"hf_nm": claimed["hf_nm"]} if "hf_nm" in claimed else {}
     known |= {name: number for name, number in versions.items() if name != "system"}
-    return ", ".join(f"{name} {number}" for name, number in known.items())
+    return plain(", ".join(f"{name} {number}" for name, number in known.items()))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -106,14 +106,14 @@ def _recipe_of_run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     recipe: dict[str, Any] = {}
     results, state = folder / "results.json", folder / "trainer_state.json"
     if results.is_file() and read_scores(folder):
-        run = json.loads(results.read_text("utf-8"))
+        run = read_run(results)
         recipe = {name: run.get(name) for name in ("steps", "epochs", "seed")}
         recipe["versions"] = said_versions(run.get("versions") or {}, config)
-        recipe["command"] = f"`{run['command']}`" if run.get("command") else None
+        recipe["command"] = code(run["command"]) if run.get("command") else None
         return recipe
     if state.is_file():
-        recipe["steps"] = json.loads(state.read_text("utf-8")).get("global_step")
+        recipe["steps"] = read_state(state).get("global_step")
     if config.get(KEY) is not None and "transformers_version" in config:
         saved = f"transformers {config['transformers_version']}, hf_nm {config[KEY]['hf_nm']}"
-        recipe["saved with"] = saved
+        recipe["saved with"] = plain(saved)
     return recipe

@@ -17,6 +17,7 @@ from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 
 from hf_nm.formats.folder import RESUMING
+from hf_nm.formats.links import files_of
 from hf_nm.hub.facts import (
     PLOT,
     base_of,
@@ -89,7 +90,8 @@ def push_to_hub(
 
     Raises:
         BrokenPatternError: a group keeps more than n; nothing was sent.
-        ValueError: a claimed weight is missing, or a config, card or result is not valid.
+        ValueError: a claimed weight is missing, a config, card or result is not valid, or a link leaves
+            the folder (weights may lie elsewhere).
         FileNotFoundError: there is no such folder, or no model in it.
         TypeError: not a transformers model.
         huggingface_hub.errors.HfHubHTTPError: whatever the Hub refuses. After a broken upload push
@@ -110,6 +112,7 @@ def push_to_hub(
                     f"push_to_hub found no folder {folder}; pass a model, or the folder that "
                     "save_pretrained or a Trainer wrote"
                 )
+        files = _published(folder)  # before anything of it is read: no link leaves it
         if scores is None:
             scores = read_scores(folder, dense_run)
         elif dense_run is not None:
@@ -133,7 +136,7 @@ def push_to_hub(
                 stacklevel=2,
             )
         stage = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        _link_files(folder, stage)
+        _link_files(folder, files, stage)
         drawn = (stage / PLOT).exists() or draw_sad(
             read_history(folder), stage / PLOT, facts.report
         )
@@ -170,17 +173,23 @@ def _publishable(model: nn.Module) -> Any:
     return model
 
 
-def _link_files(folder: Path, stage: Path) -> None:
+def _published(folder: Path) -> list[Path]:
+    """The files of ``folder`` that are published, relative to it, and its card."""
+
+    def is_left(file: Path) -> bool:
+        return (
+            any(fnmatch(file.name, kind) for kind in RESUMING)
+            or (file.parent == Path() and file.name.startswith("_"))
+            or fnmatch(file.as_posix(), "pytorch_model*.bin*")
+        )
+
+    return list(files_of(folder, is_left))
+
+
+def _link_files(folder: Path, files: list[Path], stage: Path) -> None:
     """Links in ``stage`` to what is published of ``folder``: its own files stay as they are."""
-    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for name in files:
-        kept_back = any(fnmatch(part, kind) for part in Path(name).parts for kind in RESUMING)
-        if (
-            kept_back
-            or name == CARD
-            or name.startswith("_")
-            or fnmatch(name, "pytorch_model*.bin*")
-        ):
+        if name == Path(CARD):
             continue
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -31,7 +31,7 @@ _NOTE = "<!-- rewritten at each push; the text around this part is kept ({}) -->
 
 _NOTED = re.compile(re.escape(_NOTE).replace(r"\{\}", "([0-9a-f]{8})-([0-9a-f]{8})(, edited)?"))
 
-_FRONT = re.compile(r"\s*---\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", re.DOTALL)
+_FRONT = re.compile(r"\s*---\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
 _GENERATED = "<!-- This model card has been generated automatically"  # transformers' Trainer
 
@@ -40,6 +40,8 @@ _TEMPLATE = "This model card has been automatically generated."  # transformers'
 Metadata = dict[str, Any]
 
 CARD = "README.md"
+
+_MOST_VALUES = 100_000  # in a card's metadata
 
 
 def update_readme(
@@ -145,7 +147,7 @@ def _with_metadata(text: str, found: Metadata, stated: Metadata) -> tuple[str, s
     merged = merge_metadata(data, found, stated)
     body = text[len(before) :]
     if merged != data:  # an untouched block keeps its comments and order
-        dumped = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=1000)
+        dumped = yaml.dump(merged, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
         before = f"---\n{dumped}---\n"
     return before, body
 
@@ -154,11 +156,14 @@ def _merge_results(present: Any, ours: list[Metadata]) -> list[Metadata]:
     """A model-index with our numbers in place of those for the same task, data and metric."""
     if not isinstance(present, list) or not present or not isinstance(present[0], dict):
         return ours
-    results = list(present[0].get("results") or [])
+    there = present[0].get("results")
+    results = list(there) if isinstance(there, list) else []
     for new in (result for model in ours for result in model["results"]):
         place = (new["task"].get("type"), new["dataset"])
         for position, old in enumerate(results):
-            if (old.get("task", {}).get("type"), old.get("dataset")) == place:
+            if not _is_result(old):
+                continue
+            if (old["task"].get("type"), old.get("dataset")) == place:
                 names = {(metric["type"], metric["name"]) for metric in new["metrics"]}
                 others = [
                     metric
@@ -172,13 +177,23 @@ def _merge_results(present: Any, ours: list[Metadata]) -> list[Metadata]:
     return [present[0] | {"results": results}, *present[1:]]
 
 
+def _is_result(data: Any) -> bool:
+    """Whether an entry that somebody wrote has the form of a result."""
+    metrics = data.get("metrics") or [] if isinstance(data, dict) else None
+    return (
+        isinstance(metrics, list)
+        and all(isinstance(metric, dict) for metric in metrics)
+        and isinstance(data.get("task"), dict)
+    )
+
+
 def _front(text: str) -> tuple[str, Metadata]:
     found = _FRONT.match(text)
     if found is None:
         return "", {}
     try:
         data = yaml.load(found[1], Loader=_Loader)
-    except yaml.YAMLError as error:
+    except Exception as error:  # PyYAML has no one name for what a tag or a number can be wrong in
         raise ValueError(
             f"the metadata at the top of README.md is not valid YAML: {error}"
         ) from error
@@ -228,6 +243,34 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own form)
 
+    def get_single_node(self) -> Any:
+        """The document. Aliases are read as what they stand for; a few lines of them may stand for
+        more than any memory holds."""
+        node = super().get_single_node()
+        if node is not None:
+            _size(node, {})
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Everything written out: other readers of cards know no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _size(node: Any, sizes: dict[int, int]) -> int:
+    """How many values a document has, those that aliases stand for among them; ``sizes`` is filled."""
+    if id(node) not in sizes:
+        sizes[id(node)] = _MOST_VALUES  # of one that holds itself
+        parts = list(node.value) if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        sizes[id(node)] = 1 + sum(_size(part, sizes) for part in parts)
+    if sizes[id(node)] > _MOST_VALUES:
+        raise ValueError(f"it has more than {_MOST_VALUES:,} values, or one that holds itself")
+    return sizes[id(node)]
+
 
 for _tag, _form, _starts in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -258,7 +301,7 @@ def newest_card(local: str | None, there: str | None) -> str | None:
 def read_card(folder: Path) -> str | None:
     """A folder's card with its line ends as they are."""
     path = folder / CARD
-    return path.read_bytes().decode("utf-8-sig") if path.is_file() else None
+    return _decoded(path.read_bytes(), str(path)) if path.is_file() else None
 
 
 def remote_card(
@@ -276,4 +319,11 @@ def remote_card(
         hf_raise_for_status(answer)
     except (RemoteEntryNotFoundError, RevisionNotFoundError):
         return None
-    return answer.content.decode("utf-8-sig")
+    return _decoded(answer.content, f"{CARD} of {repo_id}")
+
+
+def _decoded(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not text in UTF-8: {error}; save it as such") from error

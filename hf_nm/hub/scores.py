@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ class Score:
         return ratio if self.higher_is_better else 1 / ratio
 
 
+class DamagedRunError(ValueError):
+    """A recipe's `results.json` that holds what no recipe writes."""
+
+
 def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list[Score]:
     """The test score in a run's `results.json`; nothing if the folder has none, another's, or one that
     is not finite.
@@ -58,11 +63,14 @@ def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list
         dense_run: that of the same recipe's dense run, to compare with.
 
     Raises:
+        DamagedRunError: (a ``ValueError``) a recipe's results have a value of another kind.
         ValueError: the two runs were not scored in the same way.
         FileNotFoundError: there is a `dense_run`, but one of the two has no results.
     """
     try:
         run = read_run(Path(folder) / "results.json")
+    except DamagedRunError:
+        raise
     except (FileNotFoundError, ValueError):
         if dense_run is not None:
             raise
@@ -91,20 +99,85 @@ def read_run(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is damaged, or lacks a key that every recipe writes.
+        DamagedRunError: (a ``ValueError``) it has the keys of a recipe's, but a value of another kind.
+        ValueError: it is not whole JSON, or lacks a key that every recipe writes.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no results here; a recipe writes results.json when it has finished."
         )
     try:
-        run = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not whole JSON ({error}); run the recipe again.") from error
-    keys = ("method", "score", "time", "steps")
-    missing = [key for key in keys if not isinstance(run, dict) or key not in run]
+        run = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not whole JSON ({said}); run the recipe again.") from error
+    missing = [key for key in NEEDED if not isinstance(run, dict) or key not in run]
     if missing:
         raise ValueError(
             f"{path}: no key {', '.join(missing)}; this is not a recipe's results.json."
         )
+    for name, fits in HELD.items():
+        *outer, last = name.split(".")
+        inside: Any = run
+        for key in outer:
+            inside = inside.get(key)
+        if inside is None:  # a dense run has no SAD
+            continue
+        if last not in inside and (not outer or name in OPTIONAL):
+            continue
+        if last not in inside or not fits(inside[last]):
+            found = f"is {str(inside[last])[:60]!r}" if last in inside else "is missing"
+            raise DamagedRunError(
+                f"{path}: {name} {found}, which no recipe writes; run the recipe again."
+            )
+    if run["score"]["test"] is None:
+        run["score"]["test"] = math.nan  # JSON has no word for it
     return run
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) < 2**1000
+
+
+def _number_or_none(value: Any) -> bool:
+    # Older recipes wrote NaN, which is not JSON, but Python reads it.
+    return value is None or _number(value) or (isinstance(value, float) and math.isnan(value))
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+NEEDED = ("method", "score", "time", "steps")
+# What may stand in a results.json: where, and whether it is that.
+HELD: dict[str, Callable[[Any], bool]] = {
+    "method": _text,
+    "score": _object,
+    "time": _object,
+    "steps": _count,
+    "sad": lambda value: value is None or _object(value),
+    "score.test": _number_or_none,
+    "score.metric": _text,
+    "score.signature": lambda value: value is None or _text(value),
+    "time.train_s": lambda value: _number(value) and value >= 0,
+    "time.steps": _count,
+    "sad.total": _number,
+    "sad.from_start": _number,
+    "sad.mean_flip_rate": _number,
+    "steps_before": lambda value: value is None or _count(value),
+    "pattern": lambda value: value is None or _text(value),
+    "command": lambda value: value is None or _text(value),
+    "versions": _object,
+    "seed": lambda value: type(value) is int,
+    "metrics": lambda value: isinstance(value, list) and all(map(_text, value)),
+    **dict.fromkeys(("arm", "task", "data", "recipe"), _text),
+}
+OPTIONAL = {"time.steps"}  # older recipes did not write it

@@ -71,11 +71,13 @@ class Method:
             largest magnitudes of each group are kept.
         project: ``(dense weight, mask, extras)`` to the sparse weight, in place of ``E*W``. Needs
             ``aside=Aside.DENSE``, since the dense weight cannot be had back from S and R.
-        extras: ``(dense weight, mask)`` to named tensors of the weight's shape, or of none, that are
-            kept for the weight from its first mask on: saved, sharded and resumed with it, and given
-            to ``score`` and ``project``, which may change them in place.
-        pattern_at: ``(step, pattern)`` to the pattern of that optimizer step, for patterns that tighten;
-            it must come to the weight's own in the end. Step 0 is before training.
+        extras: ``(dense weight, its mask by magnitude)`` to named tensors of the weight's shape, or of
+            none, that are made whenever a weight is read as a dense one, and kept with it from then on:
+            saved, sharded and resumed, and given to ``score`` and ``project``, which may change them
+            in place. Where a weight was sharded before, a number is computed from this process's part.
+        pattern_at: ``(step, pattern)`` to the pattern of masks that are computed at that optimizer step,
+            for patterns that tighten: with the same m, and the weight's own in the end, since a
+            checkpoint claims that one. Step 0 is before training.
 
     Raises:
         ValueError: the name is not one, or the options do not fit together.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_nm.methods.method import Method, check_decay
 from hf_nm.model.sharding import Placement
+from hf_nm.sparsity.mask import breaks_mask
 from hf_nm.sparsity.pattern import NMPattern
 
 
@@ -34,6 +35,24 @@ class Spec:
     def __post_init__(self) -> None:
         check_decay(self.decay)
 
+    def pattern_at(self, step: int) -> NMPattern:
+        """The pattern of an optimizer step (0 before training).
+
+        Raises:
+            ValueError: the method's pattern is of groups of another size.
+        """
+        pattern_at = self.method.pattern_at
+        if pattern_at is None:
+            return self.pattern
+        pattern = pattern_at(step, self.pattern)
+        if not isinstance(pattern, NMPattern) or pattern.m != self.pattern.m:
+            raise ValueError(
+                f"pattern_at of method {self.method.name!r} must give an NMPattern with the m of "
+                f"{self.name}'s {self.pattern}, but gave {pattern!r} for step {step}; return "
+                f"NMPattern(n, {self.pattern.m})"
+            )
+        return pattern
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -41,6 +60,7 @@ class Parts:
 
     Args:
         mask: ``E``, bool.
+        pattern: what the mask follows: the spec's, or the looser one of an earlier step.
         aside: what the method keeps beside the sparse weight (the pruned part ``R``, or ``W``), in the
             weight's dtype; None where it keeps nothing.
         extras: the method's own named tensors, of the mask's shape or of none.
@@ -50,6 +70,7 @@ class Parts:
     """
 
     mask: Tensor
+    pattern: NMPattern
     aside: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
     placement: Placement | None = None
@@ -65,7 +86,12 @@ class Parts:
         return self if self.aside is None else replace(self, aside=self.aside.to(dtype))
 
     def mapped(self, fn: Callable[[Tensor], Tensor], placement: Placement | None) -> Parts:
-        """The same of another placement, each tensor of the weight's shape by ``fn``; not agreed on."""
-        extras = {name: fn(t) if t.ndim else t for name, t in self.extras.items()}
+        """The same of another placement, each tensor by ``fn``; not agreed on."""
         aside = None if self.aside is None else fn(self.aside)
-        return Parts(fn(self.mask), aside, extras, placement)
+        extras = {name: fn(tensor) for name, tensor in sorted(self.extras.items())}
+        return Parts(fn(self.mask), self.pattern, aside, extras, placement)
+
+
+def obeys(part: Tensor, mask: Tensor) -> bool:
+    """Whether the local part of a weight is zero where a mask says so."""
+    return mask.shape == part.shape and not breaks_mask(part, mask)

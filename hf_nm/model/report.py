@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from hf_nm.formats.manifest import KEY
+from hf_nm.formats.recorded import recorded_claims
 from hf_nm.model.weights import sparse_weights, unwrap
 from hf_nm.sparsity.pattern import NMPattern
 
@@ -101,9 +102,10 @@ def report(model: nn.Module) -> Report:
         kept = _size(shape) * w.pattern.n // w.pattern.m  # as every mask does
         layers.append(LayerRow(w.name, w.pattern, shape, kept))
         done.add(id(w.weight))
-    manifest = getattr(getattr(model, "config", None), KEY, None)
-    claims = manifest.get("modules", {}) if isinstance(manifest, dict) else {}
-    plain = {name: f"a plain layer, {claims[name]} in config.{KEY}" for name in claims}
+    plain = {
+        name: f"a plain layer, {pattern} in config.{KEY}"
+        for name, (pattern, _) in recorded_claims(model).items()
+    }
     reasons = plain | getattr(model, "_nm_skipped", {})
     skipped = [
         SkippedRow(name, tuple(weight.shape), reasons.get(name, "not sparsified"))

@@ -80,8 +80,9 @@ def check_shards(name: str, weight: Tensor, pattern: NMPattern, dim: int) -> Non
 
 
 def chunk(whole: Tensor, weight: Tensor) -> Tensor:
-    """This process's part of a whole tensor, cut as the weight is; nothing is sent."""
-    if not isinstance(weight, DTensor):
+    """This process's part of a whole tensor, cut as the weight is; nothing is sent. A number is its own
+    part."""
+    if not isinstance(weight, DTensor) or not whole.ndim:
         return whole
     mesh, placements = weight.device_mesh, weight.placements
     cut = local(distribute_tensor(whole.detach(), mesh, placements, src_data_rank=None))
@@ -89,12 +90,15 @@ def chunk(whole: Tensor, weight: Tensor) -> Tensor:
 
 
 def scatter(whole: Tensor, weight: Tensor) -> Tensor:
-    """This process's part of the first rank's whole tensor; every rank of the mesh must call it."""
+    """This process's part of the first rank's whole tensor (of a number: all of it); every rank of the
+    mesh must call it."""
     assert isinstance(weight, DTensor)
     whole = whole.detach().to(weight.device_mesh.device_type)
     if whole.dtype == torch.bool:  # gloo sends no bools
         return scatter(whole.view(torch.uint8), weight).view(torch.bool)
-    cut = local(distribute_tensor(whole, weight.device_mesh, weight.placements))
+    mesh = weight.device_mesh
+    placements = weight.placements if whole.ndim else [Replicate()] * mesh.ndim
+    cut = local(distribute_tensor(whole, mesh, placements))
     return cut.to(local(weight).device, copy=True)
 
 

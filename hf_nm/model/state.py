@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_nm.methods.fixed import FIXED
 from hf_nm.methods.method import Aside, Method
-from hf_nm.model.parts import Parts, Spec
+from hf_nm.model.parts import Parts, Spec, obeys
 from hf_nm.model.sharding import (
     check_shards,
     chunk,
@@ -45,9 +45,10 @@ class NMState:
         on_request: whether it does because somebody asked for it (``dense_weights``).
         mask_held: whether the mask stays as it is until the next step (``mask_interval``).
         mask_frozen: whether it stays for good (``freeze_masks_at``): then nothing is kept aside.
-        step_pattern: the pattern of the present step; the spec's unless the method tightens it.
-        restored: after an optimizer's checkpoint gave the parts, the
-            fingerprint of the sparse weight that belongs to them; else None.
+        step_pattern: what the next mask that is computed follows; the spec's pattern unless the method
+            tightens it. (The present mask's is ``parts.pattern``.)
+        restored: after an optimizer's checkpoint gave the parts, the fingerprint of the sparse weight
+            that belongs to them; else None.
         watch: notices an optimizer that is not attached.
     """
 
@@ -58,7 +59,7 @@ class NMState:
         self.is_dense = self.on_request = False
         self.mask_held = False
         self.mask_frozen = False
-        self.step_pattern = self.pattern_at(0)
+        self.step_pattern = self.spec.pattern_at(0)
         self.restored: int | None = None
         self.watch = Watch()
 
@@ -109,7 +110,7 @@ class NMState:
 
     def obeyed_by(self, weight: Tensor) -> bool:
         """Whether this process's part of the weight is zero where its mask says so."""
-        return self.mask is not None and _obeys(local(weight), self.mask)
+        return self.mask is not None and obeys(local(weight), self.mask)
 
     def breaks(self, weight: Tensor) -> bool:
         """Whether the parameter holds values that its mask does not allow, or its pattern while other
@@ -120,9 +121,8 @@ class NMState:
         agreed = self.watch.stage is Stage.STEPPED or is_sharded(weight) or not several_processes()
         if self.mask is not None and self.fits(weight) and agreed:
             return breaks_mask(part, self.mask)
-        if self.parts is None and self.waiting is None:
-            return False
-        return bool((count_kept(part, self.step_pattern, self.dim) > self.step_pattern.n).any())
+        parts = self.parts or self.waiting
+        return parts is not None and not self._follows(part, parts.pattern)
 
     # -- parts -----------------------------------------------------------------------------------------
 
@@ -134,7 +134,6 @@ class NMState:
             restored: fingerprint of the sparse weight that they belong to, where a checkpoint gave them.
         """
         self.parts, self.waiting, self.restored = parts, None, restored
-        self._keep_what_the_method_keeps()
 
     def empty(self) -> None:
         """Forget the parts; what waits stays."""
@@ -156,13 +155,8 @@ class NMState:
         self._keep_what_the_method_keeps()
 
     def at_step(self, step: int) -> None:
-        """Train by the pattern of an optimizer step from now on."""
-        self.step_pattern = self.pattern_at(step)
-
-    def pattern_at(self, step: int) -> NMPattern:
-        """The pattern of an optimizer step (0 before training)."""
-        pattern_at = self.spec.method.pattern_at
-        return self.pattern if pattern_at is None else pattern_at(step, self.pattern)
+        """Compute masks by the pattern of an optimizer step from now on."""
+        self.step_pattern = self.spec.pattern_at(step)
 
     def _keep_what_the_method_keeps(self) -> None:
         """Drop what is aside where the method in force keeps nothing."""
@@ -177,8 +171,9 @@ class NMState:
     def project_dense(self, weight: Tensor) -> None:
         """Read ``weight`` as a dense one: new mask, new parts, and the sparse weight.
 
-        A mask that does not move is kept where the weight already obeys it. On the meta device only
-        the pattern is recorded.
+        A mask that does not move is kept where the weight already obeys it. A weight that follows the
+        pattern already stays as it is, whatever the method's score and projection: it is a sparse one
+        that was loaded. On the meta device only the pattern is recorded.
         """
         check_shards(self.name, weight, self.pattern, self.dim)
         self.restored = self.waiting = None
@@ -187,21 +182,23 @@ class NMState:
         if part.device.type == "meta":
             self.parts = None
             return
-        mask, pattern = self.mask, self.step_pattern
-        obeyed = (
-            not self.updates_mask
-            and mask is not None
-            and _obeys(part, mask)
-            # to_empty() fills a mask with whatever was in memory
-            and bool((count_kept(mask, pattern, self.dim) == pattern.n).all())
-        )
-        if not obeyed or mask is None:
-            mask = self._mask_of(part, {})
+        own, agreed = self.parts, self.agrees(weight)
+        if own is not None and self._keeps_mask(own, part):
+            kept, mask, pattern = True, own.mask, own.pattern
+        else:
+            kept, pattern = False, self.step_pattern
+            mask = nm_mask(part, pattern.n, pattern.m, self.dim)
         make = self.spec.method.extras
-        extras = {} if make is None else make(part, mask)
-        agreed = self.agrees(weight)
-        self.parts = Parts(mask, None, extras, placement_of(weight), agreed)
-        self._split(part, update_mask=False)
+        made = {} if make is None else make(part.clone(), mask.clone())
+        extras = {name: tensor.detach().clone() for name, tensor in made.items()}
+        self.parts = Parts(mask, pattern, None, extras, placement_of(weight), agreed)
+        if self.method.is_plain:
+            self._split(part, update_mask=False)
+        elif not self._follows(part, pattern):
+            self._split(part, update_mask=not kept)
+        elif self.method.keeps is not Aside.NOTHING:
+            aside = part.clone() if self.method.keeps is Aside.DENSE else torch.zeros_like(part)
+            self.parts = replace(self.parts, aside=aside)
 
     def match_placement(self, weight: Tensor) -> None:
         """Have parts for a parameter that came from the meta device or was sharded, which no hook tells
@@ -242,7 +239,7 @@ class NMState:
             if came_back
             else self.waiting.mapped(lambda tensor: chunk(tensor, weight), placement_of(weight))
         )
-        if _obeys(part, own.mask.to(part.device)):
+        if obeys(part, own.mask.to(part.device)):
             self.parts = own
             self._follow(part)
         elif not is_sharded(weight):
@@ -352,10 +349,17 @@ class NMState:
         extras = {name: tensor.to(part.device) for name, tensor in parts.extras.items()}
         self.parts = replace(parts, mask=parts.mask.to(part.device), aside=aside, extras=extras)
 
-    def _mask_of(self, dense: Tensor, extras: dict[str, Tensor]) -> Tensor:
-        score = self.method.score
-        scores = dense if score is None else score(dense, extras)
-        return nm_mask(scores, self.step_pattern.n, self.step_pattern.m, self.dim)
+    def _keeps_mask(self, parts: Parts, part: Tensor) -> bool:
+        """Whether a mask that does not move is one of these values, too."""
+        if self.updates_mask or not obeys(part, parts.mask):
+            return False
+        # to_empty() fills a mask with whatever was in memory
+        n = parts.pattern.n
+        return bool((count_kept(parts.mask, parts.pattern, self.dim) == n).all())
+
+    def _follows(self, part: Tensor, pattern: NMPattern) -> bool:
+        """Whether no group holds more than the pattern allows."""
+        return bool((count_kept(part, pattern, self.dim) <= pattern.n).all())
 
     def _merge(self, part: Tensor) -> Tensor:
         """Let ``part`` hold ``W`` in place of ``S``; whether a pruned entry of it held a value."""
@@ -369,28 +373,26 @@ class NMState:
 
     def _split(self, part: Tensor, *, update_mask: bool) -> Tensor:
         """Let ``part`` hold ``S`` in place of ``W``, and the parts what belongs to it."""
-        method, pattern, parts = self.method, self.step_pattern, self.parts
+        method, parts = self.method, self.parts
         assert parts is not None
+        if update_mask and parts.pattern != self.step_pattern:
+            parts = self.parts = replace(parts, pattern=self.step_pattern)
+        pattern = parts.pattern
         if parts.aside is None and method.keeps is not Aside.NOTHING:
             parts = self.parts = replace(parts, aside=torch.zeros_like(part))
         if method.is_plain:
             return split_(part, parts.aside, parts.mask, pattern, self.dim, update_mask=update_mask)
         flips = torch.zeros((), dtype=torch.int64, device=part.device)
         if update_mask:
-            mask = self._mask_of(part, parts.extras)
+            scores = part if method.score is None else method.score(part, parts.extras)
+            mask = nm_mask(scores, pattern.n, pattern.m, self.dim)
             flips = torch.count_nonzero(mask != parts.mask)
             parts.mask.copy_(mask)
-        dense = part.clone()
+        if method.keeps is not Aside.DENSE or parts.aside is None:
+            split_(part, parts.aside, parts.mask, pattern, self.dim, update_mask=False)
+            return flips
+        parts.aside.copy_(part)
         if method.project is not None:
-            part.copy_(method.project(dense, parts.mask, parts.extras))
+            part.copy_(method.project(part, parts.mask, parts.extras))
         zero_pruned_(part, parts.mask)
-        if method.keeps is Aside.DENSE and parts.aside is not None:
-            parts.aside.copy_(dense)
-        elif parts.aside is not None:
-            parts.aside.copy_(dense.masked_fill(parts.mask, 0))
         return flips
-
-
-def _obeys(part: Tensor, mask: Tensor) -> bool:
-    """Whether the local part of a weight is zero where a mask says so."""
-    return mask.shape == part.shape and not breaks_mask(part, mask)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
-from hf_nm.formats.manifest import KEY, Manifest, match_names
+from hf_nm.formats.manifest import KEY, Manifest
+from hf_nm.formats.recorded import Holder, holders, recorded, saved_name
 from hf_nm.methods.method import Method, check_decay
 from hf_nm.methods.named import parse_method
 from hf_nm.model.layers import NMLayer, make_dense, make_sparse
@@ -60,7 +61,8 @@ def sparsify(
         patterns: ``{glob: "1:4"}``, other patterns for some of the chosen weights.
 
     Returns:
-        ``model``, the same object. ``model.config.nm_sparsity`` describes what was done.
+        ``model``, the same object. ``model.config.nm_sparsity`` describes what was done; where only
+        models inside have a config, theirs does, with the names in it.
 
     Raises:
         ValueError: the pattern, method or decay is not valid, a glob matches nothing, a targeted
@@ -72,7 +74,7 @@ def sparsify(
     method = parse_method(method)
     decay = check_decay(decay)
     check_plain(model)
-    if _config_manifest(model) is not None:
+    if recorded(model):
         raise ValueError(
             f"model.config.{KEY} says that this is a sparse checkpoint with its layers dense; call "
             f"hf_nm.restore(model) to train on from it, or delete model.config.{KEY} to start anew"
@@ -148,31 +150,62 @@ def restore(
             named).
     """
     check_plain(model)
-    manifest = _config_manifest(model)
-    if manifest is None:
+    claims = recorded(model)
+    if not claims:
         raise ValueError(
             f"restore needs a model whose config has {KEY!r}, as hf_nm saves it; for a dense model, "
             "or one without a config to record it in, call hf_nm.sparsify(model)"
         )
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for local, weight in module.named_parameters(recurse=False):
+            owners.setdefault(id(weight), []).append((module, local))
+    plans: list[tuple[Holder, Manifest, Method, float, list[Target]]] = []
+    for holder, manifest in claims:
+        found = _claimed_targets(holder, manifest, owners)
+        own_method = parse_method(manifest.method if method is None else method)
+        own_decay = manifest.decay if decay is None else check_decay(decay)
+        plans.append((holder, manifest, own_method, own_decay, found))
+    done: set[tuple[nn.Module, str]] = set()  # two of these modules may share a weight
+    for _, _, own_method, own_decay, found in plans:
+        new = [target for target in found if target.owners[0] not in done]
+        done.update(target.owners[0] for target in new)
+        _convert(model, new, own_method, own_decay)
+    for holder, manifest, own_method, own_decay, found in plans:
+        _record_in(holder, model, manifest.pattern, own_method, own_decay, found)
+    kept_dense = {row.name: f"dense in config.{KEY}" for row in report(model).skipped}
+    model._nm_skipped = kept_dense  # type: ignore[assignment]
+    return model
+
+
+def _claimed_targets(
+    holder: Holder,
+    manifest: Manifest,
+    owners: dict[int, list[tuple[nn.Module, str]]],
+) -> list[Target]:
+    """The weights that a manifest names, which obey it.
+
+    Args:
+        holder: whose manifest it is.
+        manifest: what it claims.
+        owners: id of a parameter to every module of the whole model that holds it.
+    """
     uses = {
         (f"{prefix}.{local}" if prefix else local): (module, local)
-        for prefix, module in model.named_modules()
+        for prefix, module in holder.module.named_modules()
         for local, _ in module.named_parameters(recurse=False)
     }
-    names = match_names(manifest.modules, uses)
+    names = holder.match(manifest.modules, uses)
     if len(names) < len(manifest.modules):
         missing = [name for name in manifest.modules if name not in names]
         raise ValueError(
-            f"config.{KEY} names {len(missing)} weights that this {type(model).__name__} does not "
-            f"have (first: {missing[0]}); load the checkpoint with the class that saved it"
+            f"config.{KEY} names {len(missing)} weights that this {type(holder.module).__name__} does "
+            f"not have (first: {missing[0]}); load the checkpoint with the class that saved it"
         )
-    holders: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module, local in uses.values():
-        holders.setdefault(id(getattr(module, local)), []).append((module, local))
     found = []
     for claimed, pattern in manifest.modules.items():
-        name = names[claimed]
-        module, local = uses[name]
+        name = holder.prefix + names[claimed]
+        module, local = uses[names[claimed]]
         weight = getattr(module, local)
         dim = input_dims(module).get(local)
         if dim is None:
@@ -181,15 +214,8 @@ def restore(
                 "cannot be N:M"
             )
         check_pattern(name, weight, pattern, dim)
-        owners = tuple(holders[id(weight)])
-        found.append(Target(name, tuple(weight.shape), dim, pattern, owners))
-    method = parse_method(manifest.method if method is None else method)
-    decay = manifest.decay if decay is None else check_decay(decay)
-    _convert(model, found, method, decay)
-    _record(model, manifest.pattern, method, decay, found)
-    kept_dense = {row.name: f"dense in config.{KEY}" for row in report(model).skipped}
-    model._nm_skipped = kept_dense  # type: ignore[assignment]
-    return model
+        found.append(Target(name, tuple(weight.shape), dim, pattern, tuple(owners[id(weight)])))
+    return found
 
 
 def _convert(model: nn.Module, found: list[Target], method: Method, decay: float) -> None:
@@ -209,19 +235,39 @@ def _convert(model: nn.Module, found: list[Target], method: Method, decay: float
 def _record(
     model: nn.Module, pattern: NMPattern, method: Method, decay: float, found: list[Target]
 ) -> None:
-    """Write the manifest into a config of this model's own: others may be built from the same one."""
-    config = getattr(model, "config", None)
+    """Write the manifests: into each config that is saved, what it is saved with."""
+    for holder in holders(model):
+        held = {id(module) for module in holder.module.modules()}
+        here = [
+            target for target in found if any(id(module) in held for module, _ in target.owners)
+        ]
+        if here:
+            _record_in(holder, model, pattern, method, decay, here)
+
+
+def _record_in(
+    holder: Holder,
+    model: nn.Module,
+    pattern: NMPattern,
+    method: Method,
+    decay: float,
+    found: list[Target],
+) -> None:
+    """Write a manifest into a config of this module's own: others may be built from the same one."""
+    config = getattr(holder.module, "config", None)
     if not hasattr(config, "save_pretrained"):  # a dict or a dataclass of someone's own
         return
+    names = {id(module): prefix for prefix, module in holder.module.named_modules()}
+    modules, dims = {}, {}
+    for target in found:
+        module, local = next(owner for owner in target.owners if id(owner[0]) in names)
+        prefix = names[id(module)]
+        name = saved_name(f"{prefix}.{local}" if prefix else local)
+        modules[name] = target.pattern
+        if target.dim != -1:
+            dims[name] = target.dim
     own = copy.copy(config)
-    modules = {target.name: target.pattern for target in found}
-    dims = {target.name: target.dim for target in found if target.dim != -1}
     setattr(own, KEY, Manifest(pattern, method.name, decay, modules, dims=dims).to_dict())
     for module in model.modules():
         if module.__dict__.get("config") is config:
             module.__dict__["config"] = own
-
-
-def _config_manifest(model: nn.Module) -> Manifest | None:
-    data: Any = getattr(getattr(model, "config", None), KEY, None)
-    return None if data is None else Manifest.from_dict(data)

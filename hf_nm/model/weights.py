@@ -13,9 +13,10 @@ from torch.distributed.fsdp import FSDPModule
 from hf_nm import compat
 from hf_nm.interrupts import uninterrupted
 from hf_nm.model.layers import NMLayer
-from hf_nm.model.replaced import replace_in_all
+from hf_nm.model.merging import Merged
 from hf_nm.model.sharding import like_weight
 from hf_nm.model.state import NMState
+from hf_nm.replaced import replace_in_all
 from hf_nm.sparsity.check import BrokenPatternError
 from hf_nm.sparsity.pattern import NMPattern
 
@@ -90,7 +91,8 @@ def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
     refused, because the config claims N:M weights. On exit masks are computed from what the
     parameters hold then, unless they are held (``mask_interval``, ``freeze_masks_at``,
     ``method="fixed"``); also after an exception. A weight that breaks its pattern on entry is taken
-    as a dense one, with a warning.
+    as a dense one, with a warning. Where adapters are merged inside (PEFT's ``merge_and_unload``,
+    ``merge_adapter``) a warning says how much of what they add is pruned again.
 
     Raises:
         ValueError: ``model`` has no N:M weight.
@@ -101,13 +103,17 @@ def dense_weights(model: nn.Module) -> Iterator[nn.Module]:
             "dense_weights needs a model with N:M weights, but this one has none; "
             "call hf_nm.sparsify(model) first"
         )
-    savers = replace_in_all(list(model.modules()), "save_pretrained", _refuse_to_save)
+    merged = Merged()
+    replaced = replace_in_all(list(model.modules()), "save_pretrained", _refuse_to_save)
+    replaced += merged.watch(model, weights)
     try:
         with open_weights(weights):
             yield model
     finally:
-        for saver in savers:
-            saver.remove()
+        for method in replaced:
+            method.remove()
+    if merged.weights:
+        warnings.warn(str(merged), stacklevel=3)
 
 
 @contextmanager

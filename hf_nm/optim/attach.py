@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from hf_nm.interrupts import uninterrupted
 from hf_nm.model.refused import checked_model, inner_optimizer
-from hf_nm.model.replaced import Replaced
 from hf_nm.model.weights import SparseWeight, sparse_weights
 from hf_nm.optim import resume
 from hf_nm.optim.before_step import Readiness
@@ -28,6 +27,7 @@ from hf_nm.optim.guards import guard_loading, guard_modes, guard_step
 from hf_nm.optim.meter import MaskMeter
 from hf_nm.optim.schedule import Schedule
 from hf_nm.optim.step import Step, stray_write
+from hf_nm.replaced import Replaced
 
 
 def attach(
@@ -45,6 +45,8 @@ def attach(
     ``state_dict()`` then also carries masks, pruned parts and counters, so a resumed run continues
     exactly. Calling it again with the same optimizer, model and options returns the same handle.
     After a step ``.grad`` still holds the SR-STE term: call ``zero_grad()`` before the next backward.
+    Weights in bf16 or fp16 that are updated without an fp32 copy round most small updates away, which
+    a warning says.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``, or accelerate's wrapper of one. Weights are looked
@@ -84,7 +86,9 @@ def attach(
             )
         existing._guard(outer)
         return existing
-    return Attachment(optimizer, outer, model, schedule)
+    attachment = Attachment(optimizer, outer, model, schedule)
+    _warn_of_rounding(optimizer, attachment.weights())
+    return attachment
 
 
 class Attachment:
@@ -155,6 +159,14 @@ class Attachment:
                 f"(method {weights[0].state.spec.method.name!r}); leave it out, or use "
                 "hf_nm.sparsify(model, method='sr-ste')"
             )
+        if (last := self.schedule.last_masks_at) is not None:
+            for w in weights:
+                if (present := w.state.spec.pattern_at(last)) != w.pattern:
+                    raise ValueError(
+                        f"freeze_masks_at={self.schedule.freeze_masks_at}, but {w.name} is "
+                        f"still {present} then, not {w.pattern} (pattern_at of method "
+                        f"{w.state.spec.method.name!r}, at step {last}); freeze masks later"
+                    )
         if resume.was_lost(self.optimizer.param_groups):
             raise ValueError(
                 "the optimizer's checkpoint was loaded before attach, so the masks and pruned parts "
@@ -320,7 +332,7 @@ class Attachment:
 
     def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         self.raise_if_written()
-        resume.save_into(state_dict, self.meter)
+        resume.save_into(state_dict, self.meter, self.schedule)
 
     def _take_from_checkpoint(
         self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
@@ -344,3 +356,37 @@ def _overflowed(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a GradScaler told a fused optimizer to skip this step."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf.item())
+
+
+# What optimizers call it that low-precision weights lose nothing: torchao, torchdistx, optimi, apex.
+_KEEPS_WHAT_ROUNDS_AWAY = (
+    "bf16_stochastic_round",
+    "use_kahan_summation",
+    "kahan_sum",
+    "master_weights",
+)
+
+
+def _warn_of_rounding(optimizer: torch.optim.Optimizer, weights: list[SparseWeight]) -> None:
+    """Say that updates will round away, where N:M weights are trained in half precision as they are."""
+    if any(
+        optimizer.defaults.get(name) or getattr(optimizer, name, None)
+        for name in _KEEPS_WHAT_ROUNDS_AWAY
+    ):
+        return
+    half = [
+        w
+        for w in weights
+        if w.weight.dtype in (torch.bfloat16, torch.float16)
+        and w.weight.requires_grad
+        and w.weight.is_leaf
+    ]
+    if half:
+        dtype = str(half[0].weight.dtype).removeprefix("torch.")
+        warnings.warn(
+            f"{len(half)} of the {len(weights)} N:M weights (first: {half[0].name}) are {dtype}, and "
+            f"{type(optimizer).__name__} updates them without fp32 copies: most small updates round "
+            "away, and masks hardly move. Load the model with dtype=torch.float32, and train in mixed "
+            "precision (bf16=True in TrainingArguments, torch.autocast in a loop)",
+            stacklevel=3,
+        )

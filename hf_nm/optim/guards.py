@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_nm.model.replaced import Replaced
 from hf_nm.model.weights import SparseWeight, open_weights
+from hf_nm.replaced import Replaced
 from hf_nm.sparsity.check import broken_weight
 
 Optimizer = torch.optim.Optimizer

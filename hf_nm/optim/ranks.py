@@ -97,7 +97,8 @@ def _nothing(w: SparseWeight) -> Parts:
     shape, dtype = w.weight.shape, w.weight.dtype
     mask, zeros = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=dtype)
     make = w.state.spec.method.extras
-    return Parts(mask, zeros if keeps else None, {} if make is None else make(zeros, mask))
+    extras = {} if make is None else make(zeros, mask)
+    return Parts(mask, w.state.step_pattern, zeros if keeps else None, extras)
 
 
 def _disagreeing(weights: list[SparseWeight]) -> list[SparseWeight]:

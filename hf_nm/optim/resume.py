@@ -2,11 +2,13 @@
 
 One entry beside torch's own ``state`` and ``param_groups``::
 
-    "nm_sparsity": {"version", "step", "step_at_mark",
+    "nm_sparsity": {"version", "step", "step_at_mark", "trained_with",
                     "weights": {name: {"mask", "pruned", "sparse_weight", <MaskHistory>}}}
 
 ``pruned`` is what the method keeps aside: the pruned part, the whole dense weight, or None. A method
-with named tensors of its own adds ``extras``.
+with named tensors of its own adds ``extras``, one whose pattern tightens the mask's present ``pattern``.
+``trained_with`` is the text of :func:`hf_nm.optim.options.written_options`, which older checkpoints do
+not have.
 
 Where weights are sharded it lies in the first of the ``param_groups`` instead: torch's distributed
 checkpoints carry nothing else. Its tensors are then DTensors sharded as the weights are, so that another
@@ -15,9 +17,11 @@ number of processes can resume.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hf_nm.formats.manifest import KEY
 from hf_nm.methods.method import Aside
@@ -34,15 +38,17 @@ from hf_nm.model.sharding import (
 from hf_nm.model.state import BY_MASK
 from hf_nm.model.weights import SparseWeight
 from hf_nm.optim.meter import MaskMeter
+from hf_nm.optim.options import compare_options, written_options
 from hf_nm.optim.schedule import Schedule
 from hf_nm.sparsity.bits import fingerprint, pack_bits, unpack_bits
 from hf_nm.sparsity.divergence import MaskHistory
 from hf_nm.sparsity.mask import count_kept
+from hf_nm.sparsity.pattern import NMPattern
 
 _VERSION = 1
 
 
-def save_into(state_dict: dict[str, Any], meter: MaskMeter) -> None:
+def save_into(state_dict: dict[str, Any], meter: MaskMeter, schedule: Schedule) -> None:
     """Add masks, pruned parts and counters to an optimizer's state dict. Tensors are not copied.
 
     Where weights are sharded every rank must save.
@@ -59,6 +65,7 @@ def save_into(state_dict: dict[str, Any], meter: MaskMeter) -> None:
         "version": _VERSION,
         "step": meter.step,
         "step_at_mark": meter.step_at_mark,
+        "trained_with": written_options(weights, schedule),
         "weights": entries,
     }
     # Read by an optimizer that is not attached, this stays in its groups: attach then says that the
@@ -80,6 +87,8 @@ def _entry(w: SparseWeight, history: MaskHistory) -> dict[str, Any]:
         "sparse_weight": BY_MASK if is_sharded(w.weight) else fingerprint(w.weight),
         **history.state_dict(),
     }
+    if w.state.spec.method.pattern_at is not None:
+        entry["pattern"] = str(parts.pattern)
     if parts.extras:
         entry["extras"] = {
             name: like_weight(tensor, w.weight) if tensor.ndim else tensor
@@ -106,9 +115,12 @@ def take_from(
         The entry for :func:`load`, or None where the checkpoint has none.
 
     Raises:
-        ValueError: the entry is of another version, model, pattern or method.
+        ValueError: the entry is damaged, or of another version, model, pattern or method.
+
+    Warns:
+        UserWarning: it is of another decay or schedule.
     """
-    saved: dict[str, Any] | None = state_dict.pop(KEY, None)
+    saved: Any = state_dict.pop(KEY, None)
     for group in state_dict["param_groups"]:
         if isinstance(group.get(KEY), dict):
             saved = group[KEY]
@@ -118,11 +130,18 @@ def take_from(
     ]
     if saved is None:
         return None
+    if not isinstance(saved, dict):
+        raise _damaged("itself", "an object", saved)
     if saved.get("version") != _VERSION:
         raise ValueError(
             f"the optimizer checkpoint's {KEY} has version {saved.get('version')}, but this hf_nm "
             f"reads {_VERSION}; resume with the hf_nm that saved it"
         )
+    for name in ("step", "step_at_mark"):
+        if type(saved.get(name)) is not int or saved[name] < 0:
+            raise _damaged(name, "a whole number", saved.get(name))
+    if not isinstance(saved.get("weights"), dict):
+        raise _damaged("weights", "an object", saved.get("weights"))
     weights = {w.name: w for w in meter.weights()}
     if weights.keys() != saved["weights"].keys():
         differing = sorted(weights.keys() ^ saved["weights"].keys())
@@ -131,10 +150,10 @@ def take_from(
             f"optimizer has {len(weights)}; they differ in {len(differing)} (first: {differing[0]}). "
             "Sparsify with the same arguments as in the run that saved it"
         )
-    step, frozen = saved["step"], schedule.freezes_masks_after(saved["step"])
-    entries = {
-        name: _checked(saved["weights"][name], w, step, frozen) for name, w in weights.items()
-    }
+    if "trained_with" in saved:
+        compare_options(saved["trained_with"], list(weights.values()), schedule)
+    frozen = schedule.freezes_masks_after(saved["step"])
+    entries = {name: _checked(saved["weights"][name], w, frozen) for name, w in weights.items()}
     return saved | {"weights": entries}
 
 
@@ -147,6 +166,7 @@ def load(saved: dict[str, Any], meter: MaskMeter) -> None:
         aside = entry["pruned"]
         parts = Parts(
             entry["mask"].to(device, copy=True),
+            entry["pattern"],
             None if aside is None else aside.to(device, w.weight.dtype, copy=True),
             {name: t.to(device, copy=True) for name, t in entry.get("extras", {}).items()},
             placement_of(w.weight),
@@ -157,23 +177,67 @@ def load(saved: dict[str, Any], meter: MaskMeter) -> None:
         meter.history(w).load_state_dict(entry)
 
 
-def _checked(entry: dict[str, Any], w: SparseWeight, step: int, frozen: bool) -> dict[str, Any]:
-    """The entry of one weight, cut to this process's part of it.
+def _check_form(entry: Any, w: SparseWeight) -> None:
+    """Raise ``ValueError`` unless a weight's entry holds what :func:`_entry` writes, as far as kinds and
+    shapes go: nothing is loaded before all of it is known to fit."""
 
-    Args:
-        entry: as saved.
-        w: its weight.
-        step: at which it was saved.
-        frozen: whether masks are frozen for good at that step: then nothing is kept aside, though older
-            checkpoints have it.
-    """
-    mask = entry["mask"]
+    def require(name: str, is_right: bool, wanted: str) -> None:
+        if not is_right:
+            found = entry.get(name) if isinstance(entry, dict) else entry
+            raise _damaged(f"weights[{w.name!r}][{name!r}]", wanted, found)
+
+    require("mask", isinstance(entry, dict), "in an object")
+    mask, shape = entry.get("mask"), w.weight.shape
+    require(
+        "mask",
+        mask is None or (isinstance(mask, Tensor) and mask.dtype == torch.bool),
+        "a tensor of truth values",
+    )
     if mask is None or mask.shape != w.weight.shape:
         got = None if mask is None else tuple(mask.shape)
         raise ValueError(
             f"the optimizer checkpoint's mask of {w.name} has shape {got}, the weight "
             f"{tuple(w.weight.shape)}; resume with the model that saved it"
         )
+    pruned = entry.get("pruned", 0)
+    fits = isinstance(pruned, Tensor) and pruned.is_floating_point() and pruned.shape == shape
+    require("pruned", pruned is None or fits, f"a tensor {list(shape)} of floats, or None")
+    require("sparse_weight", type(entry.get("sparse_weight")) is int, "a whole number")
+    packed = (math.prod(shape) + 7) // 8
+    for name in ("start", "mark"):
+        bits = entry.get(name)
+        right = isinstance(bits, Tensor) and (
+            bits.shape == (packed,) if bits.dtype == torch.uint8 else bits.shape == shape
+        )
+        require(name, right, f"{packed:,} bytes, or a tensor {list(shape)}")
+    for name in ("flips", "flips_at_mark"):
+        count = entry.get(name)
+        whole = isinstance(count, Tensor) and count.numel() == 1 and not count.is_floating_point()
+        require(name, whole, "a tensor of one whole number")
+    extras = entry.get("extras", {})
+    named = isinstance(extras, dict) and all(isinstance(t, Tensor) for t in extras.values())
+    require("extras", named, "named tensors")
+
+
+def _damaged(place: str, wanted: str, found: Any) -> ValueError:
+    is_tensor = isinstance(found, Tensor)
+    got = f"a tensor {list(found.shape)} of {found.dtype}" if is_tensor else repr(found)[:80]
+    return ValueError(
+        f"the optimizer checkpoint's {KEY} is damaged: {place} must be {wanted}, but is {got}; resume "
+        "from another checkpoint"
+    )
+
+
+def _checked(entry: dict[str, Any], w: SparseWeight, frozen: bool) -> dict[str, Any]:
+    """The entry of one weight, cut to this process's part of it.
+
+    Args:
+        entry: as saved.
+        w: its weight.
+        frozen: whether masks are frozen for good at the step at which it was saved: then nothing is
+            kept aside, though older checkpoints have it.
+    """
+    _check_form(entry, w)
     entry = dict(entry)
     if frozen:
         entry["pruned"] = None
@@ -192,7 +256,10 @@ def _checked(entry: dict[str, Any], w: SparseWeight, step: int, frozen: bool) ->
         entry[reference] = pack_bits(part_of(bits, w.weight))
     if not is_first_holder(w.weight):  # flips are summed over those who hold parts
         entry |= {name: torch.zeros_like(entry[name]) for name in ("flips", "flips_at_mark")}
-    pattern = w.state.pattern_at(step)
+    tightens = w.state.spec.method.pattern_at is not None
+    pattern = entry["pattern"] = (
+        NMPattern.parse(entry.get("pattern", w.pattern)) if tightens else w.pattern
+    )
     kept = count_kept(entry["mask"], pattern, w.state.dim)
     if not bool((kept == pattern.n).all()):
         raise ValueError(
@@ -200,6 +267,12 @@ def _checked(entry: dict[str, Any], w: SparseWeight, step: int, frozen: bool) ->
             "pattern of the run that saved it"
         )
     method = w.state.spec.method
+    parts, found = w.state.parts or w.state.waiting, sorted(entry.get("extras", {}))
+    if parts is not None and found != sorted(parts.extras):
+        raise ValueError(
+            f"the optimizer checkpoint of {w.name} has the extras {found}, but method {method.name!r} "
+            f"keeps {sorted(parts.extras)}; sparsify with the method of the run that saved it"
+        )
     keeps = method.keeps is not Aside.NOTHING and not frozen
     if (entry["pruned"] is not None) != keeps:
         raise ValueError(

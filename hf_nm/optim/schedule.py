@@ -44,6 +44,12 @@ class Schedule:
         frozen = self.freeze_masks_at is not None and step > self.freeze_masks_at
         return not frozen and step % self.mask_interval == 0
 
+    @property
+    def last_masks_at(self) -> int | None:
+        """The last step at which masks are computed, 0 for none; None where masks are never frozen."""
+        end = self.freeze_masks_at
+        return None if end is None else end - end % self.mask_interval
+
     def freezes_masks_after(self, step: int) -> bool:
         """Whether masks move no more after ``step``."""
         return self.freeze_masks_at is not None and step >= self.freeze_masks_at

@@ -46,9 +46,8 @@ class Step:
         self._optimizer = optimizer
         self._decay_factor = decay_factor
         self.strays: dict[str, Tensor] = {}
-        self._masks_before: list[Tensor | None] | None = (
-            None  # where a closure moves masks in between
-        )
+        # Where a closure moves masks in between.
+        self._masks_before: list[Tensor | None] | None = None
 
     def open(self, loss_scale: float | Tensor) -> None:
         """Change gradients by each weight's method, and put dense weights into the parameters.

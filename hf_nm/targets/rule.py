@@ -36,6 +36,10 @@ RULES: tuple[tuple[Callable[[_Weight], bool], str], ...] = (
     (lambda w: not w.named and w.is_adapter, "a PEFT adapter"),
     (lambda w: not w.named and w.is_router, "a router"),
     (lambda w: not w.named and w.is_position_table, "a relative-position table"),
+    (
+        lambda w: not w.named and w.is_conditioning,
+        "a layer of an adaptive norm or a time embedding",
+    ),
     (lambda w: not w.named and w.is_bias, "a bias"),
     (lambda w: len(w.dims) > 1, "shared by layers that sum over different dimensions of it"),
     (lambda w: w.dim is None, "a parameter of {w.kind}, which is not supported"),
@@ -49,6 +53,12 @@ RULES: tuple[tuple[Callable[[_Weight], bool], str], ...] = (
 # in Conformers, is none, whatever it is called.)
 _POSITIONS = re.compile(
     r"rel(ative)?_pos(ition)?s?_(embed|bias)|position_bias|pos_bias|rel_pos_[hw]$|emb_rel_|attention_bias"
+)
+# Parts of diffusion models' blocks that turn a time step or a condition into scales and shifts, by a
+# module's name: a norm that holds a matrix is one. (FocalNet's `modulation` is its attention.)
+_CONDITIONING = re.compile(
+    r"(^|_)(layer)?norms?(\d|_|$)|ada_?(ln|norm)|(^|_)mod$|time(step)?_?emb|(^|_)temb(_|$)",
+    re.IGNORECASE,
 )
 _BIAS = re.compile(r"(^|_)bias(es)?(_|$)")
 
@@ -263,6 +273,14 @@ class _Weight:
     def is_position_table(self) -> bool:
         linear = isinstance(self.first.module, nn.Linear)
         return _POSITIONS.search(self.first.name) is not None and not linear
+
+    @property
+    def is_conditioning(self) -> bool:
+        """Whether it lies in such a part of its block, and is a linear layer's."""
+        block = next((b for b in self.around.blocks if self.first.name.startswith(b)), "")
+        parts = self.first.module_name[len(block) :].split(".")
+        linear = isinstance(self.first.module, nn.Linear)
+        return linear and any(_CONDITIONING.search(part) for part in parts)
 
     @property
     def is_bias(self) -> bool:

@@ -14,8 +14,8 @@ from hf_nm.environment import environment
 from hf_nm.formats.manifest import KEY
 from hf_nm.hub import facts, readme
 from hf_nm.hub.scores import Score
-from hf_nm.model.replaced import Replaced
 from hf_nm.optim.sad_log import sad_summary
+from hf_nm.replaced import Replaced
 
 
 class RunCard:

@@ -124,7 +124,10 @@ class NMTrainer(_NMTrainerMixin, Trainer):
     """transformers' ``Trainer`` for a sparsified model.
 
     Attaches by itself, logs ``nm/sad``, ``nm/flip_rate`` and ``nm/sad_init`` (see
-    :class:`NMCallback`), saves sparse checkpoints, and resumes bit for bit.
+    :class:`NMCallback`), saves sparse checkpoints, and resumes bit for bit. Resumed when all steps are
+    taken it trains nothing; transformers' own Trainer takes one step too many there (61 of 60).
+    ``train(resume_from_checkpoint=True)`` takes the newest checkpoint that is whole and warns of newer
+    ones that a killed run left half-written; a path to such a one is refused with the file's name.
 
     Args:
         *args: as for ``transformers.Trainer``.

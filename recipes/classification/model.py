@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from data import Labelled
 from huggingface_hub.errors import StrictDataclassError
 from options import RecipeArguments
@@ -55,6 +56,7 @@ def load_model(
         _check_head(start, recipe, data)
         model = AutoModelForSequenceClassification.from_pretrained(
             start,
+            dtype=torch.float32,  # small updates round away in a bf16 checkpoint's own dtype
             **head,
             ignore_mismatched_sizes=recipe.ignore_mismatched_sizes,
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from hf_nm.experiments import options as recipe_options
+from hf_nm.experiments.options import within
 
 CONFIGS = Path(__file__).parent / "configs"
 METRICS = ("accuracy", "f1", "matthews_correlation", "pearsonr", "spearmanr")
@@ -68,6 +69,13 @@ class RecipeArguments(recipe_options.SparseArguments):
     arm: str | None = field(
         default=None, metadata={"help": "name in tables; made of method and options if not given"}
     )
+
+    def check(self, arguments: TrainingArguments) -> None:
+        """Raise for options that cannot work."""
+        super().check(arguments)
+        within(self, 6, None, "vocab_size")  # the 5 special tokens and one of the text
+        within(self, 3, None, "max_length")  # a token between two special ones
+        within(self, 1, None, "validation_rows")
 
 
 def parse(argv: list[str]) -> tuple[RecipeArguments, TrainingArguments]:

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import Seq2SeqTrainingArguments
 
 from hf_nm.experiments import options as recipe_options
+from hf_nm.experiments.options import within
 
+SMALLEST_VOCABULARY = 258  # the 256 bytes and the 2 special tokens
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -54,6 +57,20 @@ class RecipeArguments(recipe_options.SparseArguments):
     length_penalty: float = field(
         default=0.6, metadata={"help": "exponent of the length in the beam score"}
     )
+
+    def check(self, arguments: Any) -> None:
+        """Raise for options that cannot work."""
+        super().check(arguments)
+        within(self, SMALLEST_VOCABULARY, None, "vocab_size")
+        within(self, 1, None, "d_model", "ffn_dim", "layers", "heads", "num_beams", "sort_window")
+        within(self, 2, None, "max_length", "max_tokens")  # a token and the end of the sentence
+        within(self, 0, 1, "dropout", "attention_dropout", "activation_dropout")
+        within(self, 0, None, "init_std")
+        if self.d_model % self.heads:
+            raise ValueError(
+                f"--heads {self.heads} does not divide --d_model {self.d_model}; each head takes an "
+                "equal part of it."
+            )
 
 
 def parse(argv: list[str]) -> tuple[RecipeArguments, Seq2SeqTrainingArguments]:

@@ -31,7 +31,7 @@ def main() -> None:
     # ---- Data: sentences, then token numbers
     with one_line_errors(), run.state.main_process_first():  # the others find a download finished
         splits, left_out = load_data(recipe)
-    with run.state.main_process_first():
+    with one_line_errors(), run.state.main_process_first():
         tokenizer = run.made_once(
             AutoTokenizer,
             lambda: train_bpe(
@@ -73,15 +73,19 @@ def main() -> None:
         max_tokens = recipe.max_tokens
         sort_window = recipe.sort_window
 
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=tokens["train"],
-        eval_dataset=tokens["validation"],
-        processing_class=tokenizer,
-        compute_loss_func=partial(label_smoothed_loss, smoothing=arguments.label_smoothing_factor),
-        **options,
-    )
+    with one_line_errors():
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=tokens["train"],
+            eval_dataset=tokens["validation"],
+            processing_class=tokenizer,
+            compute_loss_func=partial(
+                label_smoothed_loss, smoothing=arguments.label_smoothing_factor
+            ),
+            **options,
+        )
+        trainer.get_train_dataloader(), trainer.get_eval_dataloader()  # whether any pair is left
     torch.manual_seed(arguments.seed + run.state.process_index)  # own dropout in every process
     run.train(trainer)
     losses = trainer.evaluate()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_nm
 from hf_nm.cli import app as cli
+from hf_nm.cli import terminal
 
 COMMANDS = ["inspect", "verify", "prune", "pack", "unpack", "push", "bench"]
 
@@ -188,6 +189,29 @@ def test_names_are_printed_not_obeyed(hf, sparse):
     code, out, _ = hf("verify", sparse)
     assert code == 0
     assert odd in out
+
+
+ODD = "a\x1b[2J\x9b2J\u202e\ud800\r\x07b"
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_messages_are_printed_not_obeyed(debug, hf, sparse, monkeypatch):
+    """Red if a name from a file clears the screen, or writes over what was printed before it."""
+    if debug:
+        monkeypatch.setenv("HF_NM_DEBUG", debug)
+    config = json.loads((sparse / "config.json").read_text())
+    config["nm_sparsity"]["modules"] = {"a\x9b2J\u202e\ud800b": "2:4"}
+    (sparse / "config.json").write_text(json.dumps(config))
+    code, out, err = hf("verify", sparse)
+    assert code == 2
+    assert "a\\x9b2J\\u202e\\ud800b" in err
+    terminal.print_warning(ODD)
+    error = ValueError(ODD)
+    error.add_note(ODD)
+    terminal.print_error(error)
+    out, err = hf("verify", sparse)[1:]
+    assert all(sign.isprintable() or sign == "\n" for sign in out + err)
+    assert err.count("a\\x1b[2J\\x9b2J\\u202e\\ud800\\r\\x07b") == (5 if debug else 3)
 
 
 def test_version_and_a_dense_push(hf, tmp_path):

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
-from hf_nm.experiments.clock import CLOCK_FILE, Clock
 from hf_nm.experiments.earlier_runs import check_dense_run, last_checkpoint, updates_before
-from hf_nm.experiments.run import command_line, same_outputs
+from hf_nm.experiments.run import CLOCK_FILE, Clock, command_line, same_outputs
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The time, which passes when a test says so."""
     now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr("hf_nm.experiments.clock.time.perf_counter", lambda: now.seconds)
+    monkeypatch.setattr("hf_nm.experiments.run.time.perf_counter", lambda: now.seconds)
     return now
 
 
@@ -49,12 +50,52 @@ def test_a_resumed_run_counts_all_of_its_time(tmp_path: Path, now: SimpleNamespa
     second.stop(35)
     assert (second.seconds, second.steps) == (12, 35)
     now.seconds += 9
-    assert json.loads((later / CLOCK_FILE).read_text()) == {"seconds": 10, "steps": 30}
+    assert json.loads((later / CLOCK_FILE).read_text()) == {"seconds": 10, "steps": 30, "at": 30}
     third = Clock(str(later), 30)
     third.start()
     now.seconds += 1
     third.stop(31)
     assert (third.seconds, third.steps) == (11, 31)
+
+
+def test_a_kill_between_a_checkpoint_and_its_count(tmp_path: Path, now: SimpleNamespace) -> None:
+    """Red if a process that dies when its checkpoint is whole, but not yet its count, loses the time; or
+    the count beside is taken for another checkpoint's."""
+    first = Clock()
+    first.start()
+    now.seconds += 7
+    state = SimpleNamespace(global_step=20, is_world_process_zero=True)
+    arguments = SimpleNamespace(output_dir=str(tmp_path))
+    first.on_step_end(arguments, state, SimpleNamespace(should_save=True))
+    state.global_step = 21
+    first.on_step_end(arguments, state, SimpleNamespace(should_save=False))
+    for step, seconds, steps in ((20, 7, 21), (19, 0, 2)):
+        second = Clock(str(tmp_path / f"checkpoint-{step}"), step)
+        second.stop(21)
+        assert (second.seconds, second.steps) == (seconds, steps)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"seconds": NaN, "steps": 3}',
+        b'{"seconds": "1", "steps": 3}',
+        b'{"seconds": 1, "steps": -3}',
+        b'{"seconds": 1' + b"0" * 400 + b', "steps": 3}',
+    ],
+)
+def test_damaged_count(tmp_path: Path, damage: bytes) -> None:
+    """Red if damage ends in anything but one line with the file's name."""
+    (tmp_path / CLOCK_FILE).write_bytes(damage)
+    with pytest.raises(ValueError, match=r"training_time\.json: .*remove it to go on") as error:
+        Clock(str(tmp_path), 20)
+    assert "\n" not in str(error.value)
 
 
 def test_updates_that_nobody_timed(tmp_path: Path, now: SimpleNamespace) -> None:
@@ -88,16 +129,28 @@ def test_which_checkpoint_a_run_goes_on_from(tmp_path: Path) -> None:
         folder = tmp_path / "out" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         TrainerState(global_step=step).save_to_json(str(folder / "trainer_state.json"))
+        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     assert chosen("True") == (str(folder), 10)
     older = str(tmp_path / "out" / "checkpoint-9")
     assert chosen(older) == (older, 9)
     with pytest.raises(ValueError, match="no checkpoint in nowhere"):
         chosen("nowhere")
+    os.truncate(folder / "model.safetensors", 30)
+    with pytest.warns(UserWarning, match=r"checkpoint-10 \(model.safetensors: "):
+        assert chosen("True") == (older, 9)
+    with pytest.raises(
+        ValueError, match=r"10 is not .*\(model.safetensors: .*checkpoint-9 is whole"
+    ):
+        chosen(str(folder))
+    os.truncate(Path(older, "model.safetensors"), 30)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* give another output directory"):
+        chosen("True")
 
 
 def results(folder: Path, **facts: object) -> str:
     folder.mkdir()
-    run = {"method": "dense", "score": {"signature": "a"}, "time": {}, "steps": 30}
+    score = {"metric": "BLEU", "test": 30.0, "signature": "a"}
+    run = {"method": "dense", "score": score, "time": {"train_s": 9.0}, "steps": 30}
     (folder / "results.json").write_text(json.dumps(run | facts))
     return str(folder)
 

@@ -1,11 +1,14 @@
 """What recipes share about results: SAD in sum, the plot, the tables."""
 
 import json
+import math
 
 import pytest
 
-from hf_nm.experiments.results import markdown_table, write_results
+from hf_nm.experiments.comparison import compare
+from hf_nm.experiments.results import markdown_table, read_predictions, write_results
 from hf_nm.hub.figures import plot_sad
+from hf_nm.hub.scores import read_run, read_scores
 from hf_nm.optim.sad_log import sad_summary
 
 HISTORY = [
@@ -45,6 +48,74 @@ def test_markdown_table_keeps_its_cells():
     assert lines[0].split() == ["|", "run", "|", "x\\|y", "|", "x", "|"]
     assert set(lines[1]) == {"|", "-"}
     assert len(markdown_table(["run", "x"], []).splitlines()) == 2
+
+
+def test_what_is_not_finite(tmp_path):
+    """Red if results.json holds NaN or Infinity, which other programs refuse, or is not read back."""
+    run = {"method": "ste", "steps": 3, "time": {"train_s": 1.0}, "validation_loss": float("inf")}
+    run["score"] = {"metric": "pearsonr", "test": float("nan"), "signature": "a"}
+    text = write_results(run, tmp_path, "A run")
+    assert "nan" in text
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    found = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    assert found["score"]["test"] is found["validation_loss"] is None
+    assert math.isnan(read_run(tmp_path / "results.json")["score"]["test"])
+    assert read_scores(tmp_path) == []
+    assert "nan" in compare([tmp_path])
+
+
+PLACES = [("steps",), ("score",), ("score", "test"), ("score", "metric"), ("method",), ("time",)]
+PLACES += [("time", "train_s"), ("sad",), ("sad", "total"), ("metrics",), ("arm",)]
+DAMAGED = {
+    "cut": lambda run: json.dumps(run)[:40].encode(),
+    "deep": lambda run: b"[" * 100_000,
+    "bytes": lambda run: b"\xff\xfe" + json.dumps(run).encode(),
+    "digits": lambda run: b"9" * 5000,
+    "list": lambda run: b"[]",
+    "no test": lambda run: changed(run, ("score",), {"metric": "f1", "signature": "a"}),
+    "no signature": lambda run: changed(run, ("score",), {"metric": "f1", "test": 0.5}),
+    **{
+        f"{'.'.join(where)} {value!r:.9}": lambda run, where=where, value=value: changed(
+            run, where, value
+        )
+        for where in PLACES
+        for value in ([1], {"a": 1}, 10**400)
+    },
+}
+
+
+def changed(run, where, value):
+    inner = run
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    return json.dumps(run).encode()
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_results(case, tmp_path):
+    """Red if damage ends in anything but one line with the file's name."""
+    run = {"method": "ste", "steps": 3, "time": {"train_s": 1.0}, "metrics": ["f1"], "arm": "x"}
+    run["score"] = {"metric": "f1", "test": 0.5, "signature": "a"}
+    run["sad"] = {"total": 1, "from_start": 1, "mean_flip_rate": 0.1}
+    (tmp_path / "results.json").write_bytes(DAMAGED[case](run))
+    with pytest.raises(ValueError, match=r"results\.json: .*recipe") as error:
+        compare([tmp_path])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\xff", b"reference\tprediction\n1\t\xff\n", b"a\tb\n1\t2\n"]
+)
+def test_damaged_predictions(tmp_path, damage):
+    """Red if damage ends in anything but one line with the file's name."""
+    (tmp_path / "predictions.tsv").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"predictions\.tsv: ") as error:
+        read_predictions(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_results_are_written(tmp_path):

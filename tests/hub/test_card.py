@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +14,15 @@ from hub_repos import check_card
 import hf_nm
 from hf_nm.formats.manifest import Manifest
 from hf_nm.hub.card import CardFacts, card_metadata, card_text
+from hf_nm.hub.facts import _recipe_of_run
 from hf_nm.hub.readme import (
     BEGIN,
     END,
+    compose,
     has_changed,
     is_edited,
     merge_metadata,
+    read_card,
     read_metadata,
     renew,
     update_readme,
@@ -119,9 +126,110 @@ def test_snippet() -> None:
     assert 'tokenizer = AutoTokenizer.from_pretrained("me/model", revision="v1")\n' in text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "[" * 100_000, '{"log_history": 1}', '{"log_history": [1]}'),
+        *('{"log_history": [{"step": "1"}]}', '{"log_history": [{"step": 1, "nm/sad": "x"}]}'),
+        *('{"log_history": [{"step": 1, "nm/sad": 3}]}', '{"global_step": "x"}', "\ud800"),
+    ],
+)
+def test_a_damaged_trainer_state(text: str, tmp_path: Path) -> None:
+    """Red if a card is drawn from it, or an error does not name the file."""
+    (tmp_path / "trainer_state.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    for read in (read_history, lambda folder: _recipe_of_run(folder, {})):
+        with pytest.raises(ValueError, match=r"trainer_state\.json"):
+            read(tmp_path)
+
+
 def test_history_of_a_stopped_run(tmp_path: Any) -> None:
-    (tmp_path / "nm_sad.jsonl").write_text('{"step": 1}\n{"st')
-    assert read_history(tmp_path) == [{"step": 1}]
+    row = {"step": 1, "nm/sad": 4, "nm/flip_rate": 0.5, "nm/sad_init": 4}
+    (tmp_path / "nm_sad.jsonl").write_text(json.dumps(row) + '\n{"st')
+    with pytest.warns(UserWarning, match="1 damaged lines"):
+        assert read_history(tmp_path) == [row]
+
+
+HOSTILE = f"x `{END}\n{END} <img src=a> [y](javascript:z) *b* \x1b"
+
+
+def test_nothing_in_it_is_obeyed(tmp_path: Path) -> None:
+    """Texts from files, in every place of the card. Red if HTML, a link or our own end marker comes out
+    of one: a second update would leave half of the old part outside."""
+    score = hf_nm.Score(HOSTILE, 0.5, HOSTILE, HOSTILE, signature=HOSTILE)
+    run = {"method": "dense", "steps": 1, "time": {"train_s": 1.0}, "command": HOSTILE}
+    run |= {"versions": {HOSTILE: HOSTILE}, "score": {"metric": "m", "test": 1.0, "signature": "s"}}
+    (tmp_path / "results.json").write_text(json.dumps(run))
+    recipe = _recipe_of_run(tmp_path, {})
+    row = LayerRow(f"a{END}", P24, (4, 8), 16)
+    given = {"scores": [score], "recipe": recipe, "base_model": f"a/{END}", "task": "x"}
+    data = facts(report=Report([row], []), **given)
+    text = card_text(data)
+    assert END not in text
+    shown = re.sub(r"`[^`\n]*`", "", text.replace("\\`", ""))
+    assert not re.search(r"<(?!/?details>|/?summary>)|\[y\]\(|(?<!\\)\*b", shown)
+    card = compose(data, None, {})
+    assert compose(data, card, {}) == card
+    assert card.count(END) == 2  # the other is the base model's, in the metadata
+    (tmp_path / "results.json").unlink()
+    saved = {"nm_sparsity": MANIFEST.to_dict(), "transformers_version": HOSTILE}
+    assert "<" not in _recipe_of_run(tmp_path, saved)["saved with"]
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        BOMB,
+        "a: &a [*a]\n",
+        "a: &a {b: *a}\n",
+        "a: " + "[" * 5000 + "\n",
+        "a: " + "9" * 5000 + "\n",
+        "a: !!timestamp x\n",
+        "a: !!bool x\n",
+        "a: !!int x\n",
+    ],
+    ids=["laughs", "itself", "itself in a mapping", "deep", "long", "timestamp", "bool", "int"],
+)
+def test_metadata_that_takes_memory_or_time(front: str) -> None:
+    """Red if a few lines of metadata take seconds, or raise what says nothing of the card."""
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"at the top of README\.md is not valid YAML"):
+        update(f"---\n{front}---\n# Mine\n", tags=["2:4"])
+    assert time.perf_counter() - start < 5
+
+
+def test_aliases_are_written_out() -> None:
+    """Red if a card with a plain alias, as PyYAML writes them, is refused, or gets new ones."""
+    card = update("---\na: &x [b, c]\nd: *x\n---\n# Mine\n", tags=["2:4"])
+    assert read_metadata(card) == {"a": ["b", "c"], "d": ["b", "c"], "tags": ["2:4"]}
+    assert "*" not in card.partition("# Mine")[0]
+
+
+def test_a_rule_inside_the_metadata() -> None:
+    """Red if "---" within a value ends the metadata."""
+    card = update("---\na: b ---\nc: d\n---\n# Mine\n", tags=["2:4"])
+    assert read_metadata(card) == {"a": "b ---", "c": "d", "tags": ["2:4"]}
+
+
+@pytest.mark.parametrize("results", ["x", ["x"], [{"task": "x"}], [{"task": {}, "metrics": ["x"]}]])
+def test_results_of_another_form(results: Any) -> None:
+    """Red if a model-index that somebody wrote otherwise raises, or is thrown away."""
+    score = hf_nm.Score("BLEU", 1.0, "wmt14")
+    ours = card_metadata(facts(scores=[score], task="translation"))
+    merged = merge_metadata({"model-index": [{"name": "n", "results": results}]}, ours, {})
+    (model,) = merged["model-index"]
+    assert model["results"][-1]["metrics"][0]["name"] == "BLEU"
+    assert model["results"][:-1] == (results if isinstance(results, list) else [])
+
+
+def test_a_card_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"README\.md is not text in UTF-8"):
+        read_card(tmp_path)
 
 
 # -- what it keeps ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import models
 import pytest
 import torch
 from hub_answers import OTHER, READ, WRITE
-from hub_client import fresh_environment
+from hub_client import fresh_environment, opened
 from hub_server import HubServer
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -73,12 +73,6 @@ def folder(tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def opened(repo: str = REPO, **options: Any) -> tuple[Any, Path]:
-    """What somebody else gets: the plain model, and the folder of a snapshot."""
-    model = AutoModelForSequenceClassification.from_pretrained(repo, **options)
-    return model, Path(huggingface_hub.snapshot_download(repo, **options))
 
 
 def assert_same(model: Any, **options: Any) -> None:
@@ -152,7 +146,13 @@ def test_push_of_a_folder(hub: HubServer, folder: Path) -> None:
 def test_scores_of_a_recipe(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     """Red if a recipe's score, or that of its dense run, does not get onto the card."""
     score = {"metric": "BLEU", "test": 18.0, "signature": "a|b"}
-    run = {"method": "sr-ste", "data": "multi30k", "score": score, "time": {}, "steps": 10}
+    run = {
+        "method": "sr-ste",
+        "data": "multi30k",
+        "score": score,
+        "time": {"train_s": 9.0},
+        "steps": 10,
+    }
     run |= {"command": "python train.py", "versions": {"torch": "2.13", "system": "Linux"}}
     (folder / "results.json").write_text(json.dumps(run))
     dense = tmp_path / "dense"
@@ -178,6 +178,39 @@ def test_results_of_something_else(text: str, tmp_path: Path) -> None:
     """Red if a results.json that no recipe wrote stops a push."""
     (tmp_path / "results.json").write_text(text)
     assert read_scores(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("method",), 1),
+        (("score",), [1]),
+        (("score", "metric"), None),
+        (("score", "test"), "18"),
+        (("score", "test"), True),
+        (("score", "signature"), {}),
+        (("time",), None),
+        (("time", "train_s"), "long"),
+        (("steps",), 1.5),
+        (("data",), ["x"]),
+        (("command",), ["x"]),
+        (("versions",), "x"),
+        (("sad",), 3),
+        (("sad", "total"), "x"),
+    ],
+)
+def test_a_damaged_result(place: tuple[str, ...], value: Any, folder: Path) -> None:
+    """Red if a recipe's result with a value of another kind raises what does not name the file, or is
+    left out without a word."""
+    score = {"metric": "BLEU", "test": 18.0, "signature": "a|b"}
+    run: Any = {"method": "sr-ste", "score": score, "time": {}, "steps": 10, "sad": {}}
+    inner = run
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (folder / "results.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match=rf"results\.json: {'.'.join(place)} must be"):
+        hf_nm.push_to_hub(folder, REPO)
 
 
 def test_large_file_in_parts(hub: HubServer) -> None:

@@ -99,6 +99,7 @@ def test_a_transformers_head_that_is_replaced(tmp_path):
     assert again.classifier.out_features == 5
 
 
+@pytest.mark.filterwarnings("ignore:.*without fp32 copies")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_cast_before_attach(dtype):
     """Red if what waits beside the weight stays in the old dtype. (Exact upwards only: in a coarser

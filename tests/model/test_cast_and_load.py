@@ -26,6 +26,7 @@ from training import (
 import hf_nm
 
 
+@pytest.mark.filterwarnings("ignore:.*without fp32 copies")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_masks_stay_through_a_cast_until_the_next_step(dtype):
     """Red if a cast computes masks again: in a coarser dtype ties would move them."""
@@ -49,6 +50,7 @@ def test_masks_stay_through_a_cast_until_the_next_step(dtype):
     assert (handle.sad() > 0) == (dtype != torch.float64)
 
 
+@pytest.mark.filterwarnings("ignore:.*without fp32 copies")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_training_in_a_low_precision(dtype):
     """Red if a mask is promoted or the pruned part kept in another dtype: ``S + R == W`` would break."""

@@ -202,6 +202,7 @@ def test_bf16_autocast(device: torch.device) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*without fp32 copies")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw-foreach"])
 def test_pure_bf16(optimizer: str, device: torch.device) -> None:
     """Red if the decay or the mask is computed in another precision than the weights': ties are common

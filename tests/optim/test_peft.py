@@ -127,7 +127,7 @@ def test_merged_inside_dense_weights(safe, tmp_path):
     train_adapters(model)
     added = deltas(model)
     assert len(added) == 2 * len(TARGETS)
-    with hf_nm.dense_weights(model):
+    with pytest.warns(UserWarning, match="merging adapters"), hf_nm.dense_weights(model):
         merged = model.merge_and_unload(safe_merge=safe)
     assert_sparse(merged)
     for w in hf_nm.sparse_weights(merged):
@@ -143,6 +143,50 @@ def test_merged_inside_dense_weights(safe, tmp_path):
     optimizer.step()
     assert handle.sad() > 0
     assert_sparse(merged)
+
+
+@pytest.mark.parametrize("unload", [True, False])
+def test_merging_says_what_is_pruned_again(unload):
+    """Red if the share is not the squared size of what was added at pruned places over all of it, if
+    mask entries are counted wrong, or if it is said twice or again without a merge."""
+    model = with_lora(hf_nm.sparsify(models.llama()))
+    base = model.base_model.model
+    before = {w.state: (w.dense_weight(), w.mask.clone()) for w in hf_nm.sparse_weights(base)}
+    with pytest.warns(UserWarning, match="merging adapters") as said, hf_nm.dense_weights(model):
+        base = model.merge_and_unload() if unload else model.merge_adapter() or base
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    removed = total = flips = changed = 0.0
+    for w in hf_nm.sparse_weights(base):
+        dense, mask = before[w.state]
+        added = w.dense_weight() - dense
+        changed += bool(added.any())
+        total += added.square().sum().item()
+        removed += added[~w.mask].square().sum().item()
+        flips += (w.mask != mask).sum().item()
+    text = str(said[0].message)
+    assert f"{changed:.0f} N:M weights" in text
+    assert 0.05 < removed / total < 0.95
+    assert f"{removed / total:.1%} of what they add" in text
+    assert flips > 0
+    assert f"{flips:,.0f} mask entries" in text
+    with hf_nm.dense_weights(model):  # nothing is merged: nothing is said
+        pass
+
+
+def test_merging_with_fixed_masks_says_the_share():
+    """Red if the share is taken of masks that would move, where they stay."""
+    model = with_lora(hf_nm.sparsify(models.llama(), method="fixed"))
+    base = model.base_model.model
+    masks = {w.name.replace(".base_layer", ""): w.mask.clone() for w in hf_nm.sparse_weights(base)}
+    added = deltas(model)
+    removed = sum(delta[~masks[name]].square().sum().item() for name, delta in added.items())
+    total = sum(delta.square().sum().item() for delta in added.values())
+    with (
+        pytest.warns(UserWarning, match=f"{removed / total:.1%} of what they add"),
+        hf_nm.dense_weights(model),
+    ):
+        model.merge_adapter()
 
 
 def test_sparsify_leaves_adapters_dense():

@@ -14,6 +14,7 @@ import transformers
 from hub_answers import WRITE
 from hub_server import HubServer
 from huggingface_hub import constants
+from transformers import AutoModelForSequenceClassification
 
 
 def connect(server: HubServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -61,3 +62,9 @@ def fresh_environment(server: HubServer, home: Path, token: str | None = WRITE) 
     """The environment of a new process that has only that."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return kept | environment(server, home, token)
+
+
+def opened(repo: str = "alice/sparse-bert", **options: Any) -> tuple[Any, Path]:
+    """What somebody else gets: the plain model, and the folder of a snapshot."""
+    model = AutoModelForSequenceClassification.from_pretrained(repo, **options)
+    return model, Path(huggingface_hub.snapshot_download(repo, **options))

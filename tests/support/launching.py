@@ -71,7 +71,7 @@ def quiet_port() -> int:
 @contextlib.contextmanager
 def running(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """``python ARGUMENTS`` with pipes to talk to it; killed at the end of the block."""
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     env = _environment(options.pop("env", None))
     with subprocess.Popen(_command(arguments), env=env, **pipes, **options) as process:
         patience = threading.Timer(PATIENCE, process.kill)

@@ -133,7 +133,7 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
 
 
 def batch(model: PreTrainedModel, rows: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs with labels for one of the models above, on its device and in its dtype."""
+    """Random inputs with labels for one of the models above, or a decoder of this vocabulary."""
     generator = torch.Generator().manual_seed(seed)
 
     def tokens(length: int) -> Tensor:
@@ -148,7 +148,8 @@ def batch(model: PreTrainedModel, rows: int = 4, seed: int = 0) -> dict[str, Ten
     if kind in ("vit", "bert"):
         inputs["labels"] = torch.randint(0, LABELS, (rows,), generator=generator)
     else:
-        inputs["labels"] = inputs["input_ids"].clone() if kind == "llama" else tokens(5)
+        encodes = getattr(model.config, "is_encoder_decoder", False)
+        inputs["labels"] = tokens(5) if encodes else inputs["input_ids"].clone()
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 

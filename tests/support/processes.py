@@ -21,6 +21,7 @@ from models import RESUMES_ON_CPUS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training import SIZES, example, state_of
+from wide import EVERYTHING
 
 import hf_nm
 
@@ -75,7 +76,7 @@ def train(
     add_group_at: int | None = None,
     copies: bool = True,
     options: dict[str, Any] | None = None,
-    method: str = "sr-ste",
+    method: str | hf_nm.Method = "sr-ste",
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Any]:
     """A plain loop: one process (``rank`` None), or one of two that train copies in DDP.
@@ -165,6 +166,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "accumulation": {"accumulate": 3},
     "schedule": {"options": {"mask_interval": 2, "freeze_masks_at": 5}},
     "fixed": {"method": "fixed"},
+    "wide": {"method": EVERYTHING},
     "later": {"add_group_at": 2},
 }
 

@@ -18,7 +18,7 @@ from types import ModuleType
 
 import torch
 
-from hf_nm.experiments.clock import CLOCK_FILE
+from hf_nm.experiments.run import CLOCK_FILE
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TRANSLATION = RECIPES / "translation"

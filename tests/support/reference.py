@@ -75,7 +75,7 @@ class Reference:
         self.patterns = patterns
         parameters = dict(model.named_parameters())
         self.weights = {name: parameters[name] for name in patterns}
-        self.fixed_masks = {}
+        self.fixed_masks: dict[str, Tensor] = {}
         if method == "fixed":
             self.freeze()
 

@@ -47,6 +47,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 from training import mask_of
+from wide import EVERYTHING
 
 import hf_nm
 
@@ -185,6 +186,8 @@ WAYS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "plain": (plain, {}),
     "clipped": (plain, {"clip": True}),
     "fixed": (plain, {"method": "fixed"}),
+    "wide": (plain, {"method": EVERYTHING}),
+    "wide_as_accelerate": (as_accelerate, {"method": EVERYTHING}),
     "scheduled": (scheduled, {}),
     "as_accelerate": (as_accelerate, {}),
     "as_accelerate_fixed": (as_accelerate, {"method": "fixed"}),

@@ -17,6 +17,7 @@ from hf_nm import nm_mask
 from hf_nm.targets.kinds import input_dims
 
 
+@pytest.mark.filterwarnings("ignore:.*without fp32 copies")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_data_replaced_by_another_dtype(dtype: torch.dtype) -> None:
     """``parameter.data = parameter.data.float()``, which calls nothing of ours. Red if the bits of a

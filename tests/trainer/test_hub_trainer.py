@@ -9,8 +9,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from hub_client import opened
 from hub_server import HubServer
-from test_hub import opened
 from trainers import CrashError, StopAt, build, logits, one_layer_bert
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 

@@ -284,3 +284,40 @@ def test_options_are_checked(tmp_path):
     for options in ({"mask_interval": 0}, {"freeze_masks_at": 1.5}):
         with pytest.raises(ValueError, match="must be an integer >= 1"):
             build(tmp_path, options=options)
+
+
+def test_a_trainer_that_gets_its_model_later(tmp_path):
+    """Red if install needs a model that a trainer makes when training starts, or holds on to another one
+    than that it then has; a dense one is still refused."""
+    first, second = (hf_nm.sparsify(one_layer_bert()) for _ in range(2))
+    trainer = Trainer(model=first, args=arguments(tmp_path, max_steps=2), train_dataset=rows(first))
+    trainer.model = None
+    callback = hf_nm.NMCallback().install(trainer)
+    trainer.model = trainer.model_wrapped = second
+    trainer.train()
+    assert callback.attachment.model is second
+    assert callback.attachment.step == 2
+
+    trainer = Trainer(model=first, args=arguments(tmp_path, max_steps=2), train_dataset=rows(first))
+    hf_nm.NMCallback().install(trainer)
+    trainer.model = trainer.model_wrapped = one_layer_bert()
+    with pytest.raises(ValueError, match="holds none of the model's"):
+        trainer.train()
+
+
+def test_callbacks_that_are_given_another_object(tmp_path):
+    """setfit's trainer does it: the object that holds body and head. Red if the callback takes what is
+    given for the model, and not what install had."""
+    model = hf_nm.sparsify(one_layer_bert())
+    trainer = Trainer(model=model, args=arguments(tmp_path, max_steps=2), train_dataset=rows(model))
+    handler, call_event = trainer.callback_handler, trainer.callback_handler.call_event
+
+    def with_another(event, args, state, control, **kwargs):
+        handler.model = object()
+        return call_event(event, args, state, control, **kwargs)
+
+    handler.call_event = with_another
+    callback = hf_nm.NMCallback().install(trainer)
+    trainer.train()
+    assert callback.attachment.model is model
+    assert callback.attachment.step == 2

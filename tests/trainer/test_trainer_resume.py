@@ -11,6 +11,7 @@ from training import assert_same_state, assert_sparse, state_of
 from transformers import Trainer
 
 import hf_nm
+from hf_nm.optim import sad_log
 
 
 def outcome(trainer):
@@ -80,9 +81,10 @@ def test_resumed_equals_uninterrupted(case, tmp_path):
     for name, entry in one["nm_sparsity"]["weights"].items():
         for key, value in entry.items():
             other = two["nm_sparsity"]["weights"][name][key]
-            assert (value is None) == (other is None), (name, key)  # frozen: nothing aside
-            if value is not None:
-                assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), (name, key)
+            if value is None:  # frozen masks keep nothing aside
+                assert other is None
+                continue
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), (name, key)
 
 
 @pytest.mark.parametrize("method", ["ste", "fixed"])
@@ -166,7 +168,7 @@ def test_resumed_twice(tmp_path):
 
 
 def test_a_line_cut_in_half_by_the_crash(tmp_path):
-    """Red if half a line stops the resumed run, or stays."""
+    """Red if half a line stops the resumed run, stays, or goes unsaid."""
 
     def make(folder, **more):
         return build(folder, save_strategy="steps", save_steps=5, logging_steps=1, **more)
@@ -178,8 +180,56 @@ def test_a_line_cut_in_half_by_the_crash(tmp_path):
         make(folder, options={"callbacks": [StopAt(8)]}).train()
     text = (folder / "nm_sad.jsonl").read_text()
     (folder / "nm_sad.jsonl").write_text(text[:-40])
-    make(folder).train(resume_from_checkpoint=True)
+    with pytest.warns(UserWarning, match=r"nm_sad.jsonl: 1 damaged lines .* \(first: line 8\)"):
+        make(folder).train(resume_from_checkpoint=True)
     assert sad_file(folder) == sad_file(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe", b"\0" * 99, b"[1]", b"null", b"{}", b'{"step": "two"}', b"[" * 100_000],
+    ids=["not UTF-8", "zeros", "list", "null", "no step", "a step that is none", "too deep"],
+)
+def test_a_damaged_line(line, tmp_path):
+    """Red if a line that says nothing ends training, takes others with it, or goes unsaid."""
+    whole = build(tmp_path, save_strategy="steps", save_steps=6)
+    whole.train()
+    lines = (tmp_path / "nm_sad.jsonl").read_bytes().splitlines()
+    (tmp_path / "nm_sad.jsonl").write_bytes(b"\n".join([lines[0], line, *lines[1:], b""]))
+    with pytest.warns(UserWarning, match=r"1 damaged lines were left out \(first: line 2\)"):
+        build(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert (tmp_path / "nm_sad.jsonl").read_bytes().splitlines() == lines
+
+
+def test_a_log_that_cannot_be_written(tmp_path):
+    """Red if that alone ends training, changes its outcome, or goes unsaid: ``/dev/full`` answers each
+    write as a full disk does."""
+    whole = build(tmp_path / "whole")
+    whole.train()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "nm_sad.jsonl").symlink_to("/dev/full")
+    full = build(tmp_path / "full")
+    with pytest.warns(UserWarning, match=r"step \d+ was not written to .*No space left.*goes on"):
+        full.train()
+    assert_same_state(outcome(full), outcome(whole))
+    assert [figures(line) for line in train_logs(full)] == [
+        figures(line) for line in train_logs(whole)
+    ]
+    (tmp_path / "folder" / "nm_sad.jsonl").mkdir(parents=True)
+    other = build(tmp_path / "folder")
+    with pytest.warns(UserWarning, match=r"not written to .*Is a directory"):
+        other.train()
+    assert_same_state(outcome(other), outcome(whole))
+
+
+def test_a_line_after_half_a_line(tmp_path):
+    """Red if a line that was cut by a full disk takes the next one with it."""
+    measured = {"nm/sad": 1, "nm/flip_rate": 0.5, "nm/sad_init": 2}
+    (tmp_path / "nm_sad.jsonl").write_text('{"step": 1, "nm/s')
+    sad_log.append(tmp_path, 2, measured)
+    sad_log.append(tmp_path, 3, measured)
+    with pytest.warns(UserWarning, match="1 damaged"):
+        assert [row["step"] for row in sad_log.read_history(tmp_path)] == [2, 3]
 
 
 def test_a_file_that_was_deleted(tmp_path):
@@ -247,10 +297,79 @@ def test_checkpoints_of_other_options_are_refused(tmp_path):
     trainer.train()
     shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "other" / "checkpoint-6")
     for sparsify, message in (
-        ({"n": 1}, "is not 1:4"),
-        ({"method": "fixed"}, "another method"),
+        ({"n": 1}, r"with pattern 2:4, now 1:4 \(bert"),
+        ({"method": "fixed"}, r"with method sr-ste, now fixed \(bert"),
+        ({"method": "ste"}, r"with method sr-ste, now ste \(bert"),
         ({"exclude": "*.attention.*"}, "they differ in"),
     ):
         other = build(tmp_path / "other", sparsify=sparsify)
         with pytest.raises(ValueError, match=message):
             other.train(resume_from_checkpoint=True)
+
+
+def kept_logs(trainer):
+    """What was logged, without the summary of each call of ``train``."""
+    return [line for line in trainer.state.log_history if "train_runtime" not in line]
+
+
+@pytest.mark.parametrize("kind", [hf_nm.NMTrainer, hf_nm.NMSeq2SeqTrainer, Trainer])
+@pytest.mark.parametrize("save", ["steps", "epoch"])
+def test_a_finished_run_takes_no_step_more(kind, save, tmp_path):
+    """Red if a run whose ten steps are taken takes an eleventh when it is resumed, as transformers' own
+    Trainer does inside an epoch, evaluates or saves again, or ends with other weights, logs or files."""
+    accumulated = {"gradient_accumulation_steps": 2} if save == "steps" else {}
+
+    def make():
+        strategies = {
+            "save_strategy": save,
+            "eval_strategy": save,
+            "save_steps": 5,
+            "eval_steps": 5,
+        }
+        trainer = build(tmp_path, kind, max_steps=10, **strategies, **accumulated)
+        if kind is Trainer:
+            hf_nm.NMCallback().install(trainer)
+        return trainer
+
+    first = make()
+    first.train()
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    again = make()
+    result = again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert result.global_step == again.state.global_step == 10
+    assert_same_state(outcome(again), outcome(first))
+    assert kept_logs(again) == kept_logs(first)
+    times.pop(tmp_path / "nm_sad.jsonl")  # cut back to step 10, where it ends
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert [line["step"] for line in sad_file(tmp_path)] == [3, 6, 9]
+
+
+def test_a_run_resumed_with_fewer_steps_than_it_has_taken(tmp_path):
+    """Red if it takes a step, or stops a run that has steps left after one that had none."""
+    build(tmp_path, max_steps=10, save_strategy="steps", save_steps=5).train()
+    shorter = build(tmp_path, max_steps=7)
+    shorter.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert shorter.state.global_step == 10
+    shorter.args.max_steps = 12
+    shorter.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert shorter.state.global_step == 12
+
+
+@pytest.mark.parametrize(
+    "sort", ["decay", "mask_interval", "freeze_masks_at", "decay_warmup_steps"]
+)
+def test_another_decay_or_schedule_is_said(sort, tmp_path):
+    """Red if a run that goes on otherwise than the one that saved says nothing, or leaves out one of the
+    two values."""
+    build(tmp_path, save_strategy="steps", save_steps=6).train()
+    sparsify, options, said = {
+        "decay": ({"decay": 0.01}, {}, r"decay 0.0002, now 0.01 \(6 weights, first: bert"),
+        "mask_interval": ({}, {"mask_interval": 3}, "mask_interval 1, now 3"),
+        "freeze_masks_at": ({}, {"freeze_masks_at": 9}, "freeze_masks_at None, now 9"),
+        "decay_warmup_steps": ({}, {"decay_warmup_steps": 8}, "decay_warmup_steps 0, now 8"),
+    }[sort]
+    again = build(tmp_path, sparsify=sparsify, options=options)
+    with pytest.warns(UserWarning, match=f"saved with {said}.*goes on with the new"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert again.state.global_step == 12
+    assert_sparse(again.model)
