@@ -57,7 +57,7 @@ _POSITIONS = re.compile(
 # Parts of diffusion models' blocks that turn a time step or a condition into scales and shifts, by a
 # module's name: a norm that holds a matrix is one. (FocalNet's `modulation` is its attention.)
 _CONDITIONING = re.compile(
-    r"(^|_)(layer)?norms?(\d|_|$)|ada_?(ln|norm)|(^|_)mod$|time(step)?_?emb|(^|_)temb(_|$)",
+    r"^([a-z]+_)?(layer_?)?norms?\d*(_(context|out|final))?$|ada_?(ln|norm)|(^|_)mod$|time(step)?_?emb|(^|_)temb(_|$)",
     re.IGNORECASE,
 )
 _BIAS = re.compile(r"(^|_)bias(es)?(_|$)")

@@ -203,13 +203,14 @@ def test_a_damaged_result(place: tuple[str, ...], value: Any, folder: Path) -> N
     """Red if a recipe's result with a value of another kind raises what does not name the file, or is
     left out without a word."""
     score = {"metric": "BLEU", "test": 18.0, "signature": "a|b"}
-    run: Any = {"method": "sr-ste", "score": score, "time": {}, "steps": 10, "sad": {}}
+    time, sad = {"train_s": 1.0}, {"total": 4, "from_start": 2, "mean_flip_rate": 0.1}
+    run: Any = {"method": "sr-ste", "score": score, "time": time, "steps": 10, "sad": sad}
     inner = run
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value
     (folder / "results.json").write_text(json.dumps(run))
-    with pytest.raises(ValueError, match=rf"results\.json: {'.'.join(place)} must be"):
+    with pytest.raises(ValueError, match=rf"results\.json: {'.'.join(place)} is "):
         hf_nm.push_to_hub(folder, REPO)
 
 

@@ -176,8 +176,10 @@ def test_a_checkpoint_of_other_extras_is_refused():
     """Red if it is found in the middle of a step, by a KeyError."""
     _, optimizer, _ = attached("dense-aside")
     _, other, _ = attached("s-ste")
+    saved = optimizer.state_dict()
+    del saved["nm_sparsity"]["trained_with"]  # else the methods' names are compared first
     with pytest.raises(ValueError, match="'s-ste' keeps \\['beta'\\]"):
-        other.load_state_dict(optimizer.state_dict())
+        other.load_state_dict(saved)
 
 
 @every_method
@@ -209,6 +211,7 @@ def test_saved_and_verified(name, tmp_path):
 
 
 @every_method
+@pytest.mark.filterwarnings("ignore:.*without fp32 copies")
 def test_cast(name):
     """Red if what waits beside a weight stays in its old dtype: the next step then fails or loses W."""
     model, optimizer, _ = attached(name, torch.float32)
