@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from models import KEEPS_NAMES
 from sentences import sentence, sentence_transformer
 from trainers import train_logs
 from training import assert_same_state, assert_sparse, state_of
@@ -68,6 +69,9 @@ def test_saved_and_opened_again(tmp_path: Path) -> None:
     assert_sparse(opened)
 
 
+@pytest.mark.skipif(
+    not KEEPS_NAMES, reason="resuming a BERT that was loaded needs transformers >= 5.6"
+)
 def test_trained_and_resumed(tmp_path: Path) -> None:
     """Red if its checkpoints cannot be verified, or a resumed run departs."""
     whole = trainer_of(hf_nm.sparsify(sentence_transformer(tmp_path / "dense")), tmp_path / "whole")

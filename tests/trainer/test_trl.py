@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from hub_server import HubServer
+from packaging.version import Version
 from sentences import sentence, tokenizer
 from trainers import Recorder, figures, sad_file, train_logs
 from training import assert_same_state, assert_sparse, state_of
@@ -133,6 +134,9 @@ def test_a_dense_reference_is_said(tmp_path: Path) -> None:
     trainer = dpo_trainer(tmp_path / "run", model)
     if trainer.ref_model is None:
         pytest.skip("this TRL makes its reference when training starts")
+    older = Version(trl.__version__) < Version("1.16")
+    if older and hf_nm.sparse_weights(trainer.ref_model):
+        pytest.skip("an older TRL (0.27 does) takes a copy of the policy, which is sparse")
     assert not hf_nm.sparse_weights(trainer.ref_model)
     with pytest.warns(UserWarning, match=r"dense reference.*copy\.deepcopy\(model\)") as said:
         hf_nm.NMCallback().install(trainer)
