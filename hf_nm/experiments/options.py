@@ -1,8 +1,10 @@
 """What can be set in every recipe, and how options are read: a YAML file, then the command line."""
 
 import difflib
+import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -279,6 +281,48 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
+
+
+@contextmanager
+def one_line_without_room() -> Iterator[None]:
+    """Around a whole program (``@one_line_without_room()`` over its ``main``): where a file cannot be
+    written for want of room, it ends with one line and a non-zero exit, without a traceback.
+
+    What was half-written then counts as nothing: results are written whole or not at all, and half a
+    checkpoint is skipped by a resume.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (said := _no_room(error)) is None:
+            raise
+        raise SystemExit(
+            f"{Path(sys.argv[0]).name}: error: no room to write ({said}); make room, then "
+            "--resume_from_checkpoint True goes on from the last whole checkpoint, --start_over true "
+            "begins anew where there is none."
+        ) from error
+
+
+# A full disk, a quota, the largest size of a file: what Python says of them, safetensors' Rust
+# ("os error 28") and Arrow.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of a file that it could not write torch says no more.
+_TORCH = ("iostream error", "unexpected pos", "PytorchStreamWriter")
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """What an error, or one that it came from, says of room that is missing; None if it is another."""
+    seen = list[BaseException]()
+    while error is not None and error not in seen:
+        seen.append(error)
+        text = (str(error).splitlines() or [""])[0]
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _NO_ROOM or any(os.strerror(code) in text for code in _NO_ROOM):
+            return text
+        if isinstance(error, RuntimeError) and any(part in text for part in _TORCH):
+            return f"torch.save: {text}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def opened(kind: Any, option: str, name: str, **options: Any) -> Any:

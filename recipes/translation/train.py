@@ -21,10 +21,11 @@ from tokenizer import train_bpe
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 import hf_nm
-from hf_nm.experiments.options import one_line_errors
+from hf_nm.experiments.options import one_line_errors, one_line_without_room
 from hf_nm.experiments.run import same_outputs, start
 
 
+@one_line_without_room()
 def main() -> None:
     recipe, arguments, run = start("translation", parse)
 
