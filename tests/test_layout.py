@@ -48,6 +48,7 @@ BOTTOM = {
     "compat",
     "environment",
     "interrupts",
+    "processes",
     "replaced",
     "version",
 }  # files that every folder may import

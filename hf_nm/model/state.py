@@ -22,9 +22,9 @@ from hf_nm.model.sharding import (
     like_weight,
     local,
     placement_of,
-    several_processes,
 )
 from hf_nm.model.watch import Stage, Watch
+from hf_nm.processes import several_processes
 from hf_nm.sparsity.bits import fingerprint
 from hf_nm.sparsity.check import broken_weight
 from hf_nm.sparsity.mask import breaks_mask, count_kept, merge_, nm_mask, split_, zero_pruned_
@@ -317,7 +317,7 @@ class NMState:
 
     def follow(self, weight: Tensor) -> None:
         """Watch the parameter in backward passes."""
-        self.watch.follow(weight, self._look)
+        self.watch.follow(weight, self._look, self.name)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast what waits beside the weight, as ``nn.Module._apply`` does the weight."""

@@ -1,4 +1,4 @@
-"""A job in a forked process, or in two ranks, of which one is killed at a write or a moment, or which find
+"""A job in a forked process or two ranks, of which one is killed at a write or a moment, or which find
 the disk full."""
 
 from __future__ import annotations
