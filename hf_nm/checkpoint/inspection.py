@@ -189,7 +189,7 @@ def _diffusers_model(config: dict[str, Any], dtype: str | None) -> Any:
             "layers; install it: pip install diffusers"
         ) from error
     kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+    if not hasattr(kind, "from_config"):
         raise ValueError(
             f"diffusers {diffusers.__version__} has no model class {name!r}, which the config names"
         )
