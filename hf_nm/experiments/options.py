@@ -164,7 +164,9 @@ class SparseArguments:
                 f"(first: {missing[0]}), which would be random; give a checkpoint that was trained on "
                 "this task."
             )
-        tokens = {} if tokenizer is None else opened(AutoTokenizer, "teacher", self.teacher).get_vocab()
+        tokens = (
+            {} if tokenizer is None else opened(AutoTokenizer, "teacher", self.teacher).get_vocab()
+        )
         if tokenizer is not None and tokens != tokenizer.get_vocab():
             raise ValueError(
                 f"--teacher {self.teacher}: its tokenizer has other tokens ({len(tokens)}) than the "
@@ -313,7 +315,7 @@ def new_config(
         name: a model type such as `bert`, or a checkpoint.
         overrides: the value of `--config_overrides`.
         head: what the recipe sets, such as labels.
-        sizes: what a model type gets from the data, unless it is overridden or the type has no such thing.
+        sizes: what a model type gets from the data, unless it is overridden or the type lacks it.
 
     Raises:
         ValueError: an override is not of the form, names nothing, or its value is refused: one line.

@@ -1,7 +1,7 @@
 """How training images are varied: crops with padding, crops of any size, mirror images.
 
-Everything is drawn from the seed, the epoch and the image's number alone: the same in every process, with
-any number of data loader workers, and after a resume.
+Everything is drawn from the seed, the epoch and the image's number alone: the same in every process,
+with any number of data loader workers, and after a resume.
 """
 
 import math

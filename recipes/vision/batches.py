@@ -1,4 +1,4 @@
-"""What a training step is given: images of a split, kept in memory where they fit, augmented and stacked."""
+"""What a training step is given: images, kept in memory where they fit, augmented and stacked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from augmentation import Augmentation
 from images import Scaled
 from labelled import LabelledRows
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
+from transformers.utils.logging import tqdm
 
 GIB = 2**30
 
@@ -93,7 +93,7 @@ class NextEpoch(TrainerCallback):
 
 
 class Stack:
-    """Makes a batch: normalised `pixel_values` ``[batch, 3, height, width]`` and `labels` ``[batch]``."""
+    """Makes a batch: normalised `pixel_values` ``[batch, 3, height, width]``, `labels` ``[batch]``."""
 
     def __init__(self, scaled: Scaled) -> None:
         self.scaled = scaled

@@ -9,6 +9,8 @@ alone, and `AutoModelForImageClassification.from_pretrained(folder, trust_remote
 checkpoint where nothing else is installed.
 """
 
+from typing import Any
+
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -20,14 +22,14 @@ class CifarResNetConfig(ResNetConfig):
 
 
 class CifarResNetForImageClassification(ResNetForImageClassification):
-    """A ResNet whose stem keeps the image's size: pixels ``[batch, 3, height, width]`` in, logits out."""
+    """A ResNet whose stem keeps the image's size: ``[batch, 3, height, width]`` in, logits out."""
 
     config: CifarResNetConfig
     config_class = CifarResNetConfig
 
     def __init__(self, config: CifarResNetConfig) -> None:
         super().__init__(config)
-        stem = self.resnet.embedder
+        stem: Any = self.resnet.embedder
         stem.embedder.convolution = nn.Conv2d(
             config.num_channels, config.embedding_size, kernel_size=3, padding=1, bias=False
         )

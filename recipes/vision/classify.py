@@ -115,7 +115,9 @@ def main() -> None:
 
     # ---- Score: the saved checkpoint, opened as anybody would open it
     if run.state.is_main_process:
-        own_code = getattr(trained, "_auto_class", None) is not None  # cifar_resnet.py lies beside it
+        own_code = (
+            getattr(trained, "_auto_class", None) is not None
+        )  # cifar_resnet.py lies beside it
         classify: Any = pipeline(
             "image-classification",
             model=str(run.out),
@@ -127,7 +129,9 @@ def main() -> None:
         probe = Stack(scaled)([images["test"][i] for i in range(min(4, len(images["test"])))])
         seen = {"pixel_values": probe["pixel_values"].to(run.device)}
         equal = same_outputs(trained, classify.model, seen)
-        predictions = answers(classify, data.splits["test"], arguments.per_device_eval_batch_size, quiet)
+        predictions = answers(
+            classify, data.splits["test"], arguments.per_device_eval_batch_size, quiet
+        )
         references = data.numbers("test").tolist()
         scores = accuracy.compute(predictions=predictions, references=references)
         run.log.info(f"test: accuracy {scores['accuracy']:.4f}")

@@ -28,7 +28,7 @@ def open_image(source: dict[str, Any], name: str) -> Image.Image:
     """
     try:
         content = source.get("bytes")
-        image = Image.open(source["path"] if content is None else io.BytesIO(content))
+        image: Image.Image = Image.open(source["path"] if content is None else io.BytesIO(content))
         image.load()
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # whatever a file's bytes make Pillow raise

@@ -49,7 +49,7 @@ class LabelledRows:
         """
         return open_image(self.images[number], self.names[number])
 
-    def part(self, numbers: Sequence[int]) -> "LabelledRows":
+    def part(self, numbers: Sequence[int] | np.ndarray) -> "LabelledRows":
         """Some of these rows."""
         return LabelledRows(
             _Part(self.images, numbers),
@@ -62,7 +62,7 @@ class LabelledRows:
 class _Part(Sequence):
     """Some elements of a sequence, none of them read before it is asked for."""
 
-    def __init__(self, whole: Sequence, numbers: Sequence[int]) -> None:
+    def __init__(self, whole: Sequence, numbers: Sequence[int] | np.ndarray) -> None:
         self.whole, self.numbers = whole, numbers
 
     def __len__(self) -> int:
@@ -122,7 +122,9 @@ def load_images(
     if any(data.values()):
         for split in ("train", "test"):
             if not data[split]:
-                raise ValueError(f"no --{split}_data; local data needs --train_data and --test_data.")
+                raise ValueError(
+                    f"no --{split}_data; local data needs --train_data and --test_data."
+                )
         given = {split: str(path) for split, path in data.items() if path}
         splits = {split: read_images(path, image, label) for split, path in given.items()}
         whole = Path(given["train"]).resolve()
@@ -274,7 +276,9 @@ def _from_dataset(rows: Dataset, name: str, image: str | None, label: str | None
             )
         labels, classes = [kind.names[value] for value in values], list(kind.names)
     else:
-        wrong = next((i for i, value in enumerate(values) if not isinstance(value, str | int)), None)
+        wrong = next(
+            (i for i, value in enumerate(values) if not isinstance(value, str | int)), None
+        )
         if wrong is not None:
             raise ValueError(
                 f"{name}, row {wrong + 1}: the label is {values[wrong]!r}, which names no class; see "
@@ -333,8 +337,8 @@ def _labels(splits: dict[str, LabelledRows], known: Sequence[str]) -> list[str]:
         missing = [i for i, label in enumerate(rows.labels) if label not in set(labels)]
         if missing:
             raise ValueError(
-                f"{rows.names[missing[0]]}: the class {rows.labels[missing[0]]!r} of the {split} data is "
-                f"not among those of training: {', '.join(labels[:20])}; correct it, or add training "
+                f"{rows.names[missing[0]]}: the class {rows.labels[missing[0]]!r} of the {split} data "
+                f"is not among those of training: {', '.join(labels[:20])}; correct it, or add training "
                 "images of it."
             )
     given = {label.casefold(): label for label in labels}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from images import Scaled
 from labelled import Labelled, LabelledRows
@@ -14,9 +15,9 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
-    BitImageProcessor,
     PreTrainedModel,
 )
+from transformers.utils.import_utils import is_torchvision_available
 
 from hf_nm.experiments.options import new_config, opened
 
@@ -42,7 +43,7 @@ def load_processor(recipe: ClassificationArguments, rows: LabelledRows) -> Any:
     if recipe.model_name_or_path:
         return opened(AutoImageProcessor, "model_name_or_path", recipe.model_name_or_path)
     size = recipe.image_size
-    made = BitImageProcessor(
+    made = _scaling_class()(
         size={"shortest_edge": round(size / recipe.shown)},
         crop_size={"height": size, "width": size},
     )
@@ -53,6 +54,17 @@ def load_processor(recipe: ClassificationArguments, rows: LabelledRows) -> Any:
     # images of one colour have no deviation
     made.image_std = [max(round(float(value), 4), 0.01) for value in pixels.std((0, 1, 2))]
     return made
+
+
+def _scaling_class() -> Any:
+    """The processor that scales the shorter side and crops, with the backend that a reader gets."""
+    plain = transformers.BitImageProcessor
+    # transformers 5.0 has one of this name, on Pillow.
+    return (
+        plain
+        if is_torchvision_available()
+        else getattr(transformers, "BitImageProcessorPil", plain)
+    )
 
 
 def load_model(recipe: ClassificationArguments, data: Labelled) -> PreTrainedModel:
@@ -73,9 +85,10 @@ def load_model(recipe: ClassificationArguments, data: Labelled) -> PreTrainedMod
             model = AutoModelForImageClassification.from_config(config)
         except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"--config_name {recipe.config_name} --config_overrides {recipe.config_overrides}: {said}"
-            ) from error
+            given = (
+                f"--config_name {recipe.config_name} --config_overrides {recipe.config_overrides}"
+            )
+            raise ValueError(f"{given}: {said}") from error
     else:
         start = str(recipe.model_name_or_path)
         _check_head(start, recipe, data)
@@ -106,7 +119,9 @@ def check_teacher(teacher: str | None, scaled: Scaled, labels: Sequence[str]) ->
     if not teacher:
         return
     theirs = Scaled(opened(AutoImageProcessor, "teacher", teacher))
-    alike = torch.allclose(theirs.scale, scaled.scale) and torch.allclose(theirs.shift, scaled.shift)
+    alike = torch.allclose(theirs.scale, scaled.scale) and torch.allclose(
+        theirs.shift, scaled.shift
+    )
     if theirs.size != scaled.size or not alike:
         raise ValueError(
             f"--teacher {teacher}: its image processor gives other pixels ({theirs.size}) than the "
@@ -133,7 +148,7 @@ def _check_head(source: str, recipe: ClassificationArguments, data: Labelled) ->
     new_head = recipe.ignore_mismatched_sizes and len(had) != len(has)
     if not new_head and (len(had) != len(has) or not alike):
         raise ValueError(
-            f"{source} is a classifier of {len(had)} labels ({', '.join(had[:20])}), but {data.task} has "
-            f"{len(has)} ({', '.join(has[:20])}); start from the pretrained model, or name the labels "
-            "alike (another number of them: --ignore_mismatched_sizes True makes a new head)."
+            f"{source} is a classifier of {len(had)} labels ({', '.join(had[:20])}), but {data.task} "
+            f"has {len(has)} ({', '.join(has[:20])}); start from the pretrained model, or name the "
+            "labels alike (another number of them: --ignore_mismatched_sizes True makes a new head)."
         )

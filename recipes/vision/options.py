@@ -10,7 +10,9 @@ from hf_nm.experiments import options as recipe_options
 from hf_nm.experiments.options import within
 
 CONFIGS = Path(__file__).parent / "configs"
-FORMS = "a folder with a folder of images for each class, .parquet (or a folder of it), or .csv, .tsv, "
+FORMS = (
+    "a folder with a folder of images for each class, .parquet (or a folder of it), or .csv, .tsv, "
+)
 FORMS += ".jsonl with paths and labels"
 
 
@@ -36,7 +38,9 @@ class VisionArguments(recipe_options.SparseArguments):
     )
     image_memory: float = field(
         default=2.0,
-        metadata={"help": "GiB of scaled images kept in memory; more are opened in each epoch anew"},
+        metadata={
+            "help": "GiB of scaled images kept in memory; more are opened in each epoch anew"
+        },
     )
 
     model_name_or_path: str | None = field(
@@ -118,7 +122,9 @@ class ClassificationArguments(VisionArguments):
     flip: bool = field(default=False, metadata={"help": "mirror every second image, by chance"})
     min_crop_area: float = field(
         default=1.0,
-        metadata={"help": "random crops of this share of the area and more, scaled; ImageNet: 0.08"},
+        metadata={
+            "help": "random crops of this share of the area and more, scaled; ImageNet: 0.08"
+        },
     )
 
     def check(self, arguments: TrainingArguments) -> None:
@@ -128,7 +134,9 @@ class ClassificationArguments(VisionArguments):
         within(self, 0, None, "crop_padding")
         for name in ("shown", "min_crop_area"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0, at most 1.")
+                raise ValueError(
+                    f"--{name} is {getattr(self, name)}; it must be above 0, at most 1."
+                )
 
 
 def parse(argv: list[str]) -> tuple[ClassificationArguments, TrainingArguments]:
@@ -136,5 +144,7 @@ def parse(argv: list[str]) -> tuple[ClassificationArguments, TrainingArguments]:
     kinds = (ClassificationArguments, TrainingArguments)
     recipe, arguments = recipe_options.parse(argv, kinds, CONFIGS / "quick.yaml")
     if recipe.model_name_or_path and "--config_name" not in argv:
-        recipe.config_name = recipe.config_overrides = None  # the command line takes the file's place
+        recipe.config_name = recipe.config_overrides = (
+            None  # the command line takes the file's place
+        )
     return recipe, arguments

@@ -1,11 +1,12 @@
 """What a saved checkpoint says of images: its plain pipeline's answers."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from labelled import LabelledRows
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers import ImageClassificationPipeline
+from transformers.utils.logging import tqdm
 
 
 def answers(
@@ -24,7 +25,10 @@ def answers(
         for i in range(len(rows)):
             yield rows.open(i)
 
-    number = classify.model.config.label2id
-    found = classify(opened(), batch_size=batch_size, top_k=1)
-    progress = tqdm(found, total=len(rows), desc="scoring", unit="image", disable=quiet, leave=False)
+    number: Any = classify.model.config.label2id
+    pipeline: Any = classify  # its annotations know no iterator
+    found = pipeline(opened(), batch_size=batch_size, top_k=1)
+    progress = tqdm(
+        found, total=len(rows), desc="scoring", unit="image", disable=quiet, leave=False
+    )
     return [number[answer[0]["label"]] for answer in progress]
