@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from augmentation import Augmentation
 from batches import NextEpoch, Pixels, Stack
-from images import Scaled
+from images import Scaled, one_line_image_errors
 from labelled import SPLITS, load_images
 from model import check_teacher, known_labels, load_model, load_processor
 from objective import classification_loss
@@ -109,8 +109,9 @@ def main() -> None:
             **recipe.optimizer(arguments),
             **options,
         )
-    run.train(trainer)
-    validation = trainer.evaluate()
+    with one_line_image_errors():
+        run.train(trainer)
+        validation = trainer.evaluate()
     trained = run.save(trainer)
 
     # ---- Score: the saved checkpoint, opened as anybody would open it
@@ -129,9 +130,10 @@ def main() -> None:
         probe = Stack(scaled)([images["test"][i] for i in range(min(4, len(images["test"])))])
         seen = {"pixel_values": probe["pixel_values"].to(run.device)}
         equal = same_outputs(trained, classify.model, seen)
-        predictions = answers(
-            classify, data.splits["test"], arguments.per_device_eval_batch_size, quiet
-        )
+        with one_line_image_errors():
+            predictions = answers(
+                classify, data.splits["test"], arguments.per_device_eval_batch_size, quiet
+            )
         references = data.numbers("test").tolist()
         scores = accuracy.compute(predictions=predictions, references=references)
         run.log.info(f"test: accuracy {scores['accuracy']:.4f}")

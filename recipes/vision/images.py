@@ -2,6 +2,10 @@
 and normalised as the processor does it."""
 
 import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,22 @@ from PIL import Image, ImageOps
 
 SIXTEEN_BITS = 2**16 - 1
 DEEP = {"I", "I;16", "I;16B", "I;16L"}  # Pillow's modes of grey with more than 8 bits
+
+
+class ImageError(ValueError):
+    """An image cannot be read."""
+
+
+@contextmanager
+def one_line_image_errors() -> Iterator[None]:
+    """Around what opens images while it trains: one that cannot be read ends the program with a message
+    alone, other errors keep their traceback."""
+    try:
+        yield
+    except ImageError as error:
+        # from a data loader's worker it comes below a traceback
+        said = str(error).strip().splitlines()[-1].removeprefix(f"{__name__}.ImageError: ")
+        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {said}") from error
 
 
 def open_image(source: dict[str, Any], name: str) -> Image.Image:
@@ -24,7 +44,7 @@ def open_image(source: dict[str, Any], name: str) -> Image.Image:
         name: what to call it in a message.
 
     Raises:
-        ValueError: it cannot be read, or its values have no known range: one line.
+        ImageError: it cannot be read, or its values have no known range: one line.
     """
     try:
         content = source.get("bytes")
@@ -35,19 +55,19 @@ def open_image(source: dict[str, Any], name: str) -> Image.Image:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "cannot identify" in said:  # it goes on with an object's address
             said = "no format that Pillow knows"
-        raise ValueError(
+        raise ImageError(
             f"{name}: cannot be read as an image ({said}); mend it, or take it out."
         ) from error
     if image.mode in DEEP:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > SIXTEEN_BITS:
-            raise ValueError(
+            raise ImageError(
                 f"{name}: grey values from {values.min()} to {values.max()}, which are not 16 bits; "
                 "convert it to 8 or 16 bits."
             )
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
-        raise ValueError(
+        raise ImageError(
             f"{name}: its pixels are floats, and what is white is not known; convert it to 8 bits."
         )
     elif image.mode == "P":
@@ -84,10 +104,10 @@ class Scaled:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """The image scaled and cropped: uint8 ``[height, width, 3]``."""
-        found = self.processor(
-            images=image, do_rescale=False, do_normalize=False, return_tensors="np"
-        )["pixel_values"][0]
-        return np.ascontiguousarray(np.rint(found).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+        # Backwards from what the model would see: what a processor normalises with has many switches.
+        found = self._processed(image).transpose(1, 2, 0)
+        levels = (found - self.shift.numpy()) / self.scale.numpy()
+        return np.rint(levels).clip(0, 255).astype(np.uint8)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the model sees.
@@ -115,6 +135,10 @@ class Scaled:
     def _of_grey(self, level: int) -> torch.Tensor:
         # in the middle, because a processor may pad
         image = Image.new("RGB", (512, 512), (level, level, level))
-        found = self.processor(images=image, return_tensors="np")["pixel_values"][0]
+        found = self._processed(image)
         middle = found[:, found.shape[1] // 2, found.shape[2] // 2]
         return torch.as_tensor(np.array(middle, dtype=np.float32))
+
+    def _processed(self, image: Image.Image) -> np.ndarray:
+        """What the model would see: ``[3, height, width]``."""
+        return np.asarray(self.processor(images=image, return_tensors="np")["pixel_values"][0])

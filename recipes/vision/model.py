@@ -58,13 +58,10 @@ def load_processor(recipe: ClassificationArguments, rows: LabelledRows) -> Any:
 
 def _scaling_class() -> Any:
     """The processor that scales the shorter side and crops, with the backend that a reader gets."""
-    plain = transformers.BitImageProcessor
-    # transformers 5.0 has one of this name, on Pillow.
-    return (
-        plain
-        if is_torchvision_available()
-        else getattr(transformers, "BitImageProcessorPil", plain)
-    )
+    pillow = getattr(transformers, "BitImageProcessorPil", None)
+    if pillow is None or is_torchvision_available():  # transformers 5.0 has one, on Pillow
+        return transformers.BitImageProcessor
+    return pillow
 
 
 def load_model(recipe: ClassificationArguments, data: Labelled) -> PreTrainedModel:
