@@ -1,4 +1,4 @@
-"""The vision recipes' images: every kind and every way of giving them, and one line for what is wrong."""
+"""The vision recipes' images: every way of giving them, and one line for what is wrong."""
 
 import io
 import re
