@@ -48,7 +48,9 @@ def open_image(source: dict[str, Any], name: str) -> Image.Image:
     """
     try:
         content = source.get("bytes")
-        image: Image.Image = Image.open(source["path"] if content is None else io.BytesIO(content))
+        if content is None:
+            content = Path(source["path"]).read_bytes()
+        image: Image.Image = Image.open(io.BytesIO(content))
         image.load()
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # whatever a file's bytes make Pillow raise

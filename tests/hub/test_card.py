@@ -12,8 +12,8 @@ import pytest
 from hub_repos import check_card
 
 import hf_nm
-from hf_nm.formats.manifest import Manifest
 from hf_nm.checkpoint.model_class import needs_own_code, opened_by
+from hf_nm.formats.manifest import Manifest
 from hf_nm.hub.card import CardFacts, card_metadata, card_text
 from hf_nm.hub.facts import _recipe_of_run
 from hf_nm.hub.readme import (

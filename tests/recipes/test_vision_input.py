@@ -328,7 +328,7 @@ def wrong_data(folder):
         (str(folder / "bad.parquet"), test, "bad.parquet: cannot be read as parquet"),
         (str(folder / "file.png"), test, "file.png: give a folder with a folder of images"),
         (str(table), test, r"table.csv, line 2: no such file: .*nowhere.png"),
-        (str(other), test, r"no column 'file_name'.* see --image_column \(file_name\)"),
+        (str(other), test, r"no column 'file_name'.*see --image_column \(file_name\)"),
         (unlabelled, test, r"rows without a label \(first: row 2\); give another split"),
         (strange, test, "none of the columns image, kind, file is known .* --label_column"),
         (train, parquet(folder, "c.parquet", ["red", "green"]), "row 2: the class 'green' of the"),
