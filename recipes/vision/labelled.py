@@ -267,7 +267,8 @@ def _from_dataset(rows: Dataset, name: str, image: str | None, label: str | None
         raise ValueError(
             f"{name}: the column {image!r} holds no images ({rows.features[image]}); see --image_column."
         ) from error
-    values, kind = rows[label], rows.features[label]
+    # one column at a time: a row's image is not read for its label
+    values, kind = rows.select_columns(label)[:][label], rows.features[label]
     if isinstance(kind, ClassLabel):
         if min(values) < 0:
             raise ValueError(
@@ -286,7 +287,7 @@ def _from_dataset(rows: Dataset, name: str, image: str | None, label: str | None
             )
         labels, classes = [str(value) for value in values], None
     names = [f"{name}, row {i + 1}" for i in range(len(rows))]
-    return LabelledRows(rows[image], labels, names, classes)
+    return LabelledRows(rows.select_columns(image)[image], labels, names, classes)
 
 
 def _column(

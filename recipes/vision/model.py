@@ -78,6 +78,9 @@ def load_model(recipe: ClassificationArguments, data: Labelled) -> PreTrainedMod
     if recipe.config_name:
         sizes = {"image_size": recipe.image_size}
         config = new_config(recipe.config_name, recipe.config_overrides, head, sizes)
+        config.architectures = (
+            config.architectures or []
+        )  # transformers looks for DeiT's among them
         try:
             model = AutoModelForImageClassification.from_config(config)
         except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:

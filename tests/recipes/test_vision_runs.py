@@ -249,6 +249,10 @@ def test_two_processes_equal_one(data, tmp_path):
     small = KINDS["vit"] + ",hidden_dropout_prob=0,attention_probs_dropout_prob=0"
     given = ["--config_name", "vit", "--config_overrides", small, *SHORT.split(), "--optim"]
     options = [PLAIN, *data, *given, "adamw_torch", "--learning_rate", 0.001]
+    options += [
+        "--per_device_train_batch_size",
+        4,
+    ]  # 40 images: each epoch is made of whole updates
     classify(*options, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "one")
     workers = ["--dataloader_num_workers", 1]
     launch_two(VISION / "classify.py", *options, *workers, "--output_dir", tmp_path / "two")
