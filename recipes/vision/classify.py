@@ -165,8 +165,8 @@ def main() -> None:
             batch=trainer.get_total_train_batch_size(arguments),
             rows={split: len(pixels) for split, pixels in images.items()},
         )
+        write_predictions(run.out, references, predictions)  # a run with results has everything
         run.write(results, f"{data.task}, {arm}", trainer, "nats")
-        write_predictions(run.out, references, predictions)
     run.publish(trainer, recipe.dense_run)
     run.close()
 
