@@ -86,6 +86,7 @@ class Scaled:
 
     Attributes:
         size: height and width of what it gives.
+        keeps_size: whether an image of this size comes out as it is.
 
     Raises:
         ValueError: its pixels are not a linear function of the image's, or it gives images of different
@@ -93,7 +94,7 @@ class Scaled:
     """
 
     def __init__(self, processor: Any) -> None:
-        self.processor = processor
+        self.processor, self.keeps_size = processor, False
         self.scale, self.shift = self._normalisation()
         self.size: tuple[int, int] = self(Image.new("RGB", (96, 64))).shape[:2]
         other = self(Image.new("RGB", (64, 160))).shape[:2]
@@ -103,9 +104,13 @@ class Scaled:
                 "which no batch can hold; give it a crop_size, or a size of height and width, in "
                 "preprocessor_config.json."
             )
+        noise = np.random.default_rng(0).integers(0, 256, (*self.size, 3), dtype=np.uint8)
+        self.keeps_size = np.array_equal(self(Image.fromarray(noise)), noise)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """The image scaled and cropped: uint8 ``[height, width, 3]``."""
+        if self.keeps_size and (image.height, image.width) == self.size:
+            return np.array(image)  # several times as fast
         # Backwards from what the model would see: what a processor normalises with has many switches.
         found = self._processed(image).transpose(1, 2, 0)
         levels = (found - self.shift.numpy()) / self.scale.numpy()

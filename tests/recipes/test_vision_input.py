@@ -112,7 +112,7 @@ PROCESSORS = {
 
 @pytest.mark.filterwarnings("ignore:.*requires torchvision")
 @pytest.mark.parametrize("kind", PROCESSORS)
-@pytest.mark.parametrize("size", [(70, 50), (16, 200), (1, 1)])
+@pytest.mark.parametrize("size", [(70, 50), (16, 200), (1, 1), (20, 24), (32, 32)])
 def test_pixels_are_the_processors(kind, size):
     """Red if training scales or normalises an image otherwise than the checkpoint's pipeline will."""
     processor = PROCESSORS[kind]()
