@@ -1,7 +1,9 @@
 """The vision recipes on toys: tiny models, a few updates, a few images in folders."""
 
+import io
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import recipe_loading
@@ -23,6 +25,13 @@ def coloured(colour: str, number: int, side: int = 16) -> Image.Image:
     noise = np.random.default_rng(number).normal(0, 30, size=(side, side, 3))
     pixels = np.array(COLOURS[colour]) + noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "png", **options: Any) -> dict[str, Any]:
+    """An image as a row of `datasets.Image(decode=False)`: the bytes of a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return {"bytes": file.getvalue(), "path": None}
 
 
 def toy_folders(folder: Path, side: int = 16) -> list[str]:
