@@ -6,15 +6,23 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoTokenizer, HfArgumentParser, TrainingArguments
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedConfig,
+    TrainingArguments,
+)
 
 from hf_nm.formats.manifest import KEY
 from hf_nm.model.surgery import restore, sparsify
@@ -127,7 +135,7 @@ class SparseArguments:
         Args:
             kind: the Auto class that opens the teacher.
             model: the student.
-            tokenizer: the student's; the teacher needs the same.
+            tokenizer: the student's, and the teacher needs the same; None for models that have none.
 
         Raises:
             ValueError: there is no such teacher, or one for a dense run, without a trained head, of
@@ -158,8 +166,10 @@ class SparseArguments:
                 f"(first: {missing[0]}), which would be random; give a checkpoint that was trained on "
                 "this task."
             )
-        tokens = opened(AutoTokenizer, "teacher", self.teacher).get_vocab()
-        if tokens != tokenizer.get_vocab():
+        tokens = (
+            {} if tokenizer is None else opened(AutoTokenizer, "teacher", self.teacher).get_vocab()
+        )
+        if tokenizer is not None and tokens != tokenizer.get_vocab():
             raise ValueError(
                 f"--teacher {self.teacher}: its tokenizer has other tokens ({len(tokens)}) than the "
                 f"model's ({len(tokenizer)}), so the same numbers are other words; train both from "
@@ -338,3 +348,62 @@ def opened(kind: Any, option: str, name: str, **options: Any) -> Any:
         where = "cannot be opened" if there else "no such folder, and not on the Hub"
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"--{option} {name}: {where}: {said}") from error
+
+
+def new_config(
+    name: str, overrides: str | None, head: Mapping[str, Any], sizes: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """The config of a model from scratch.
+
+    Args:
+        name: a model type such as `bert`, or a checkpoint.
+        overrides: the value of `--config_overrides`.
+        head: what the recipe sets, such as labels.
+        sizes: what a model type gets from the data, unless it is overridden or the type lacks it.
+
+    Raises:
+        ValueError: an override is not of the form, names nothing, or its value is refused: one line.
+    """
+    changes = _overrides(overrides)
+    build: Callable = AutoConfig.for_model
+    if name not in CONFIG_MAPPING:
+        build = lambda name, **options: opened(AutoConfig, "config_name", name, **options)  # noqa: E731
+    plain = build(name)
+    for key in changes:
+        if not hasattr(plain, key):
+            near = difflib.get_close_matches(key, plain.to_dict(), n=1)
+            raise ValueError(
+                f"--config_overrides: {name} has no {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else ".")
+            )
+    if name in CONFIG_MAPPING:
+        changes = {key: value for key, value in sizes.items() if hasattr(plain, key)} | changes
+    try:
+        return build(name, **head, **changes)
+    except StrictDataclassError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--config_overrides {overrides}: {said}") from error
+
+
+def _overrides(text: str | None) -> dict[str, Any]:
+    """`hidden_size=128,hidden_act=relu`, or a JSON object, as a dict."""
+    found = {}
+    if text and text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"--config_overrides {text}: not a JSON object ({error}); name=value,name=value is "
+                "taken too."
+            ) from error
+    for part in text.split(",") if text else []:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(
+                f"--config_overrides: {part!r} must be name=value, as in hidden_size=128."
+            )
+        try:
+            found[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:  # a word
+            found[name.strip()] = value.strip()
+    return found

@@ -33,6 +33,7 @@ class CardFacts:
         base_model: what training started from: an id on the Hub, or several.
         task: the Hub's name for what the model does (``pipeline_tag``).
         loads_with: the class of transformers that opens the model.
+        own_code: whether its class is in a file beside the weights.
         processor: the class that opens its tokenizer or image processor.
         revision: the branch it is on, if not ``main``.
     """
@@ -48,6 +49,7 @@ class CardFacts:
     base_model: str | Sequence[str] | None = None
     task: str | None = None
     loads_with: str = "AutoModel"
+    own_code: bool = False
     processor: str | None = None
     revision: str | None = None
 
@@ -154,7 +156,8 @@ def _usage(facts: CardFacts) -> str:
     lines = [f"from transformers import {', '.join(sorted(classes))}\n"]
     if facts.packed:
         lines.insert(0, "import hf_nm  # transformers alone cannot read the packed form")
-    lines.append(f"model = {facts.loads_with}.from_pretrained({opened})")
+    trusted = ", trust_remote_code=True" if facts.own_code else ""
+    lines.append(f"model = {facts.loads_with}.from_pretrained({opened}{trusted})")
     if facts.processor:
         name = "tokenizer" if facts.processor == "AutoTokenizer" else "processor"
         lines.append(f"{name} = {facts.processor}.from_pretrained({opened})")
@@ -162,6 +165,8 @@ def _usage(facts: CardFacts) -> str:
     if facts.report is None:
         return text
     needed = "Nothing but transformers is needed."
+    if facts.own_code:
+        needed += " (The model's class is in the file beside the weights, which this runs.)"
     if facts.packed:
         needed = (
             "`hf-nm unpack` turns it into plain safetensors, which need nothing but transformers."
