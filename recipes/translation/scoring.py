@@ -9,6 +9,7 @@ from options import RecipeArguments
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_nm.experiments.metrics import SacreBLEU
+from hf_nm.experiments.results import write_translations
 from hf_nm.experiments.run import Run
 
 
@@ -19,7 +20,8 @@ def score(
     splits: DatasetDict,
     run: Run,
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Translate validation and test set, all processes together.
+    """Translate validation and test set, all processes together; the test set's translations are kept
+    in `translations.jsonl`.
 
     Args:
         recipe: how to search, and how much at once.
@@ -55,6 +57,8 @@ def score(
             {"source": s, "translation": t, "reference": r}
             for s, t, r in zip(sentences[:5], translations, references, strict=False)
         ]
+    if run.state.is_main_process:
+        write_translations(run.out, sentences, translations, references)
     return {"metric": "BLEU", **bleu, "signature": scored["signature"], **search}, samples
 
 

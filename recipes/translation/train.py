@@ -21,7 +21,8 @@ from tokenizer import train_bpe
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 import hf_nm
-from hf_nm.experiments.options import one_line_errors
+from hf_nm.experiments.earlier_runs import updates_before
+from hf_nm.experiments.options import one_line_errors, opened
 from hf_nm.experiments.run import same_outputs, start
 
 
@@ -34,9 +35,13 @@ def main() -> None:
     with one_line_errors(), run.state.main_process_first():
         tokenizer = run.made_once(
             AutoTokenizer,
-            lambda: train_bpe(
-                (text for column in ("source", "target") for text in splits["train"][column]),
-                recipe.vocab_size,
+            lambda: (
+                train_bpe(
+                    (text for column in ("source", "target") for text in splits["train"][column]),
+                    recipe.vocab_size,
+                )
+                if not recipe.model_name_or_path
+                else opened(AutoTokenizer, "model_name_or_path", recipe.model_name_or_path)
             ),
         )
 
@@ -61,8 +66,8 @@ def main() -> None:
         tokens[split] = kept
 
     # ---- Model
-    model = build_model(recipe, tokenizer)
     with one_line_errors():
+        model = build_model(recipe, tokenizer)
         options = recipe.trainer_options(AutoModelForSeq2SeqLM, model, tokenizer)
         recipe.sparsify(model)
 
@@ -114,6 +119,7 @@ def main() -> None:
             pairs={split: len(rows) for split, rows in splits.items()},
             left_out=left_out,
             samples=samples,
+            steps_before=updates_before(recipe.model_name_or_path),
             sparsity=[
                 {
                     "name": layer.name,
