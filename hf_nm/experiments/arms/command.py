@@ -50,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--keep_checkpoints", action="store_true", help="of runs that have finished, too"
     )
+    run.add_argument("--resamples", type=int, default=10_000, help="of the paired bootstrap")
     there = parser.add_argument_group("runs that are there")
     there.add_argument(
         "--from", dest="runs", nargs="+", default=[], metavar="FOLDER", help="with a results.json"
