@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from again import translate_again
 from options import parse
 
 from hf_nm.experiments.arms.command import add_options, compare_arms
@@ -32,4 +33,4 @@ if __name__ == "__main__":
             print(compare(rest, given.write))
         sys.exit()
     train = Path(__file__).with_name("train.py")
-    compare_arms("translation", parse, train, given, rest)
+    compare_arms("translation", parse, train, given, rest, again=translate_again)

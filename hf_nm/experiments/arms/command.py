@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from hf_nm.experiments.arms.begun import saving, to_go_on
 from hf_nm.experiments.arms.machine import slots
 from hf_nm.experiments.arms.plan import ARMS, PlannedRun, divided, plan, refuse_decided
+from hf_nm.experiments.arms.report import TRANSLATED, write_comparison
 from hf_nm.experiments.arms.runner import Job, Stopped, run_all
 from hf_nm.experiments.options import one_line_errors
 from hf_nm.experiments.output import CHECKPOINT
@@ -52,6 +53,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--resamples", type=int, default=10_000, help="of the paired bootstrap")
     there = parser.add_argument_group("runs that are there")
+    there.add_argument("--commit", help="of the code of runs that do not say it themselves")
+    there.add_argument("--notes", nargs="+", default=[], help="paragraphs below the table")
+    there.add_argument("--data", metavar="NAME", help="of the data set, in titles")
     there.add_argument(
         "--from", dest="runs", nargs="+", default=[], metavar="FOLDER", help="with a results.json"
     )
@@ -139,8 +143,14 @@ def compare_arms(
     given: argparse.Namespace,
     options: Sequence[str],
     from_run: Sequence[str] = ("--model_name_or_path",),
+    again: Callable[[Sequence[Path], Path], Any] = lambda folders, out: None,
 ) -> None:
-    """The whole command, after its options have been read; arguments as :func:`run_arms` has them.
+    """The whole command, after its options have been read.
+
+    Args:
+        recipe, parse, train, given, options, from_run: as :func:`run_arms` has them.
+        again: called with the runs' folders and one to write into: predicts again where a run kept no
+            predictions.
 
     Raises:
         SystemExit: an error of the user's, in one line; some runs failed; or it was stopped.
@@ -159,6 +169,25 @@ def compare_arms(
                 print("stopped; the same command goes on from the last checkpoints.")
                 raise SystemExit(128 + stop.number) from None
             folders = [*own, *folders]
+        again(folders, given.out / TRANSLATED)
+        if not folders:
+            raise SystemExit(_unfinished(failed))
+        print(
+            write_comparison(
+                folders,
+                given.out,
+                log,
+                resamples=given.resamples,
+                commit=given.commit,
+                data=given.data,
+                notes=given.notes,
+            )
+        )
+        print(f"written: {given.out / 'results.md'}, its figures, table.json and runs.jsonl")
     if failed:
-        said = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
-        raise SystemExit(f"not finished:{said}\nThe same command tries them again.")
+        raise SystemExit(_unfinished(failed))
+
+
+def _unfinished(failed: dict[str, str]) -> str:
+    said = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
+    return f"not finished:{said}\nThe same command tries them again."
