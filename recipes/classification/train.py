@@ -153,7 +153,7 @@ def main() -> None:
         )
         unit = "squared error" if data.labels is None else "nats"
         write_predictions(run.out, references, predictions)  # a run with results has everything
-        run.write(results, f"{recipe.task}, {arm}", trainer, unit)
+        run.write(results, f"{recipe.task}, {arm}", trainer, unit, recipe.dense_run)
     run.publish(trainer, recipe.dense_run)
     run.close()
 

@@ -16,12 +16,12 @@ from data import load_data
 from model import build_model
 from objective import TokenBatches, label_smoothed_loss
 from options import parse
-from scoring import dictionary_baseline, score
+from scoring import dictionary_baseline, score, signature
 from tokenizer import train_bpe
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 import hf_nm
-from hf_nm.experiments.earlier_runs import updates_before
+from hf_nm.experiments.earlier_runs import check_dense_run, updates_before
 from hf_nm.experiments.options import one_line_errors, opened
 from hf_nm.experiments.run import same_outputs, start
 
@@ -70,6 +70,7 @@ def main() -> None:
         model = build_model(recipe, tokenizer)
         options = recipe.trainer_options(AutoModelForSeq2SeqLM, model, tokenizer)
         recipe.sparsify(model)
+        check_dense_run(recipe.dense_run, signature())
 
     # ---- Training
     kind: Any = hf_nm.NMSeq2SeqTrainer if recipe.sparse else Seq2SeqTrainer
@@ -130,8 +131,9 @@ def main() -> None:
                 for layer in run.layers
             ],
         )
-        run.write(results, f"Translation, {recipe.method}", trainer, "nats per token")
-    run.publish(trainer)
+        heading = f"Translation, {recipe.method}"
+        run.write(results, heading, trainer, "nats per token", recipe.dense_run)
+    run.publish(trainer, recipe.dense_run)
     run.close()
 
 

@@ -19,7 +19,9 @@ from hf_nm.experiments.arms.report import write_comparison
 from hf_nm.experiments.arms.sentences import bleu, counts, options_of, task_of
 from hf_nm.experiments.arms.table import resampled, rows_of, without_places
 from hf_nm.experiments.bootstrap import paired_bootstrap
+from hf_nm.experiments.earlier_runs import difference_to_dense
 from hf_nm.experiments.results import write_predictions, write_translations
+from hf_nm.hub.scores import read_scores
 
 LOG = logging.getLogger("recipe")
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
@@ -306,6 +308,41 @@ def test_classes_are_resampled_too(tmp_path: Path) -> None:
     row = dict(zip(*[table_rows(text)[at] for at in (0, 2)], strict=True))
     assert row["BLEU x 100"] == "75.00"
     assert row["less dense"].startswith("-15.00 [-")
+
+
+def test_beside_the_dense_run(tmp_path: Path) -> None:
+    """Red if the card's interval is another than the table's, or is lost on the way to a later push."""
+    dense = left(tmp_path / "d", "dense", 1, wrong=0.2)
+    ste = left(tmp_path / "s", "ste", 1, wrong=0.5, pattern="2:4")
+    facts = json.loads((ste / "results.json").read_text())
+    said = difference_to_dense(ste, facts, str(dense), LOG)
+    (ste / "results.json").write_text(json.dumps(facts | {"vs_dense": said}))
+    write_comparison([dense, ste], tmp_path / "out", LOG)
+    row = json.loads((tmp_path / "out" / "table.json").read_text())["rows"][1]["less_dense"]
+    assert said["difference"] == row["value"]
+    assert {"low": said["low"], "high": said["high"]} == row["interval"]
+    expected = (said["low"], said["high"])
+    for score in (read_scores(ste, dense)[0], read_scores(ste)[0]):
+        assert score.interval == expected
+        assert score.dense == json.loads((dense / "results.json").read_text())["score"]["test"]
+    other = left(tmp_path / "d2", "dense", 2, wrong=0.3)
+    assert read_scores(ste, other)[0].interval is None  # of another dense run
+
+
+def test_beside_a_dense_run_without_predictions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Red if a trained run is lost because its dense run is an older version's."""
+    dense = left(tmp_path / "d", "dense", 1, score=30.0)
+    ste = left(tmp_path / "s", "ste", 1, wrong=0.5, pattern="2:4")
+    facts = json.loads((ste / "results.json").read_text())
+    with caplog.at_level(logging.INFO, "recipe"):
+        said = difference_to_dense(ste, facts, str(dense), LOG)
+    assert (said["score"], said["low"], said["high"]) == (30.0, None, None)
+    assert "no interval" in caplog.text
+    (ste / "results.json").write_text(json.dumps(facts | {"vs_dense": said}))
+    (score,) = read_scores(ste)
+    assert (score.dense, score.interval) == (30.0, None)
 
 
 def test_without_predictions(tmp_path: Path) -> None:
