@@ -180,6 +180,15 @@ def test_times_that_nobody_counted(tmp_path: Path) -> None:
     assert rows["STE 2:4"].time == pytest.approx(5.5 / 2.5)  # of the dense run of seed 1 alone
 
 
+def test_times_left_out(tmp_path: Path) -> None:
+    """Red if times of a machine with other work are shown although nobody wants them."""
+    write_comparison(two_seeds(tmp_path), tmp_path / "out", LOG, times=False, notes=["Mark this."])
+    text = (tmp_path / "out" / "results.md").read_text("utf-8")
+    assert "update time" not in text
+    assert "ms per update" not in text
+    assert "\nMark this.\n" in text
+
+
 def test_parts_are_no_arm(tmp_path: Path) -> None:
     """Red if ASP's dense half is averaged into the dense arm."""
     runs = read_finished(two_seeds(tmp_path), LOG)

@@ -55,6 +55,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     there = parser.add_argument_group("runs that are there")
     there.add_argument("--commit", help="of the code of runs that do not say it themselves")
     there.add_argument("--notes", nargs="+", default=[], help="paragraphs below the table")
+    there.add_argument(
+        "--no_times", action="store_true", help="the machine had other work: show no update times"
+    )
     there.add_argument("--data", metavar="NAME", help="of the data set, in titles")
     there.add_argument(
         "--from", dest="runs", nargs="+", default=[], metavar="FOLDER", help="with a results.json"
@@ -181,6 +184,7 @@ def compare_arms(
                 commit=given.commit,
                 data=given.data,
                 notes=given.notes,
+                times=not given.no_times,
             )
         )
         print(f"written: {given.out / 'results.md'}, its figures, table.json and runs.jsonl")

@@ -25,6 +25,7 @@ def write_comparison(
     commit: str | None = None,
     data: str | None = None,
     notes: Sequence[str] = (),
+    times: bool = True,
 ) -> str:
     """Write `results.md`, `table.json`, `runs.jsonl` and the figures.
 
@@ -36,6 +37,7 @@ def write_comparison(
         commit: of the code of runs that do not say it themselves.
         data: name of the data set; None for the runs' own word.
         notes: paragraphs below the table, about what the runs themselves do not say.
+        times: whether update times are shown; on a machine with other work they say nothing.
 
     Returns:
         The table, and the sentence on its intervals.
@@ -46,7 +48,7 @@ def write_comparison(
     runs = read_finished(folders, log)
     found, on_intervals = resampled(runs, resamples, out / TRANSLATED)
     rows = rows_of(runs, found)
-    shown = table(rows)
+    shown = table(rows, times)
     out.mkdir(parents=True, exist_ok=True)
     figures = write_figures(runs, out)
     (out / "runs.jsonl").write_text(lines_of(runs, commit, data), "utf-8")
@@ -57,7 +59,7 @@ def write_comparison(
         shown,
         *(f"{line}\n" for line in [*_notes(runs, on_intervals), *notes]),
     ]
-    parts += ["## Each run\n", _each(runs)]
+    parts += ["## Each run\n", _each(runs, times)]
     for name, caption in figures.items():
         parts.append(
             f"## {caption.split(':')[0].split(',')[0]}\n\n![{caption}]({name})\n\n{caption}.\n"
@@ -116,7 +118,7 @@ def _notes(runs: Sequence[FinishedRun], on_intervals: str) -> list[str]:
     return lines
 
 
-def _each(runs: Sequence[FinishedRun]) -> str:
+def _each(runs: Sequence[FinishedRun], times: bool) -> str:
     scale, digits = scale_of(runs)
     metric = runs[0].facts["score"]["metric"]
     rows = []
@@ -134,7 +136,8 @@ def _each(runs: Sequence[FinishedRun]) -> str:
             ]
         )
     columns = ["arm", "seed", f"{metric}, test", f"{metric}, validation", "SAD", "ms per update"]
-    return markdown_table(columns, rows)
+    used = len(columns) - (not times)
+    return markdown_table(columns[:used], [row[:used] for row in rows])
 
 
 def _conditions(runs: Sequence[FinishedRun], commit: str | None) -> list[str]:

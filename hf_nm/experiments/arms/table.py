@@ -161,8 +161,8 @@ def _difference(
     return Difference(value, tuple(common), interval)
 
 
-def table(rows: Sequence[ArmRow]) -> str:
-    """The arms as Markdown."""
+def table(rows: Sequence[ArmRow], times: bool = True) -> str:
+    """The arms as Markdown; update times are left out where they say nothing."""
     metric = rows[0].runs[0].facts["score"]["metric"]
     scale, digits = scale_of([run for row in rows for run in row.runs])
     cells = []
@@ -180,7 +180,7 @@ def table(rows: Sequence[ArmRow]) -> str:
                 _said(row.to_ste, row, scale, digits),
                 f"{row.sad:,.0f}" if row.sad is not None else "-",
                 f"{row.flip_rate:.2e}" if row.flip_rate is not None else "-",
-                f"{row.time:.2f}" if row.time is not None else "-",
+                f"{row.time:.2f}" if times and row.time is not None else "-",
                 f"{kept[0]:,} of {kept[1]:,} ({kept[0] / kept[1]:.1%})" if kept else "all",
             ]
         )
