@@ -153,8 +153,8 @@ def main() -> None:
             rows={split: len(rows) for split, rows in tokens.items()},
         )
         unit = "squared error" if data.labels is None else "nats"
-        run.write(results, f"{recipe.task}, {arm}", trainer, unit)
-        write_predictions(run.out, references, predictions)
+        write_predictions(run.out, references, predictions)  # a run with results has everything
+        run.write(results, f"{recipe.task}, {arm}", trainer, unit, recipe.dense_run)
     run.publish(trainer, recipe.dense_run)
     run.close()
 
