@@ -203,10 +203,10 @@ WAYS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 
 def resumed(
-    rank: int, folder: Path, kind: str, name: str = "dcp", **options: Any
+    rank: int, folder: Path, kind: str, name: str = "dcp", **sparsify: Any
 ) -> dict[str, Any]:
     """Three steps, saved; another start from it, three more steps."""
-    model, optimizer, handle = plain(new_model(**options))
+    model, optimizer, handle = plain(new_model(**sparsify))
     losses = steps(model, optimizer, rank, range(3))
     handle.mark()
     if kind == "per rank":
@@ -226,7 +226,7 @@ def resumed(
         }
         dcp.save(state, checkpoint_id=folder / name)
 
-    model, optimizer, handle = plain(new_model(seed=5, **options))
+    model, optimizer, handle = plain(new_model(seed=5, **sparsify))
     if kind == "per rank":
         optimizer.load_state_dict(saved["optimizer"])
         model.load_state_dict(saved["model"])
