@@ -5,7 +5,8 @@
 Two small models: a Transformer on characters under AdamW, and a perceptron on images under SGD with
 momentum, both with 1:4 weights and an inverse square root schedule. Each is trained with its
 loss multiplied by 0.1, 1 and 10; SGD's learning rate is divided by that, so that without a decay it is
-one and the same training. Arms: dense, decay 0 (STE), 2e-5 to 2e-1, and auto.
+one and the same training. And each at another learning rate. Arms: dense, decay 0 (STE), 2e-5 to 2e-1,
+and auto (`--arms "auto*0.3"`: 0.3 times as strong).
 
 Each run becomes a line of `decay.jsonl`, and one that is there is not run again: stop it and start it
 at any time. The table and the plot are made of what is there, with `--seeds 0` (no runs) too.
@@ -35,6 +36,7 @@ from hf_nm.environment import environment
 from hf_nm.methods import auto_decay
 
 CONTEXT = 32  # characters
+PULL = auto_decay.PULL  # hf_nm's
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
 
@@ -88,9 +90,10 @@ def image_model() -> nn.Sequential:
 class Text:
     """Next characters of a text: the first 95% to train on, of the rest 512 windows to score."""
 
-    steps, learning_rate, targets, metric = 1000, 1e-2, None, "loss, nats a character"
+    steps, targets, metric = 1000, None, "loss, nats a character"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8")
         index = {character: i for i, character in enumerate(sorted(set(text)))}
@@ -122,9 +125,10 @@ class Text:
 class Images:
     """Ten classes of pictures, 32x32 halved: the first 10,000 of a file to train on, 2,000 to score."""
 
-    steps, learning_rate, targets, metric = 1500, 0.03, "1.*", "loss, nats a picture"
+    steps, targets, metric = 1500, "1.*", "loss, nats a picture"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
         import numpy as np
         import pyarrow.parquet as pq
         from PIL import Image
@@ -160,7 +164,7 @@ def train(task: Text | Images, arm: str, scale: float, seed: int, pattern: str) 
 
     Args:
         task: model, data and optimizer.
-        arm: `dense`, a decay, or `auto`.
+        arm: `dense`, a decay, `auto`, or `auto*` a number.
         scale: what the loss is multiplied by.
         seed: of weights and batches.
         pattern: such as `1:4`.
@@ -178,7 +182,9 @@ def train(task: Text | Images, arm: str, scale: float, seed: int, pattern: str) 
     model = task.model()
     handle = None
     if arm != "dense":
-        decay = arm if arm == "auto" else float(arm)
+        automatic, _, times = arm.partition("*")
+        auto_decay.PULL = PULL * float(times or 1)
+        decay = automatic if automatic == "auto" else float(arm)
         n, m = map(int, pattern.split(":"))
         hf_nm.sparsify(model, n, m, decay=decay, targets=task.targets)
     optimizer = task.optimizer(model, scale)
@@ -270,20 +276,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks), 4), squeeze=False)
-    for ax, task in zip(axes[0], tasks, strict=True):
+    rows_of_axes = math.ceil(len(tasks) / 2)
+    figure, axes = plt.subplots(rows_of_axes, 2, figsize=(11, 4 * rows_of_axes), squeeze=False)
+    for ax, task in zip(axes.flat, tasks, strict=False):
         mine = [row for row in rows if row["task"] == task]
-        numbers = sorted({float(r["arm"]) for r in mine if r["arm"] not in ("dense", "auto")})
+        swept = [r for r in mine if r["arm"] != "dense" and not r["arm"].startswith("auto")]
+        numbers = sorted({float(row["arm"]) for row in swept})
         places = {number: math.log10(number) if number else -6 for number in numbers}
         for index, scale in enumerate(sorted({row["loss_scale"] for row in mine})):
             color = f"C{index}"
             by_decay = {
                 number: [
                     row["score"]
-                    for row in mine
-                    if row["loss_scale"] == scale
-                    and row["arm"] not in ("dense", "auto")
-                    and float(row["arm"]) == number
+                    for row in swept
+                    if row["loss_scale"] == scale and float(row["arm"]) == number
                 ]
                 for number in numbers
             }
@@ -316,19 +322,18 @@ def main() -> None:
     decays = ["0", "2e-5", "2e-4", "2e-3", "2e-2", "2e-1"]
     parser.add_argument("--arms", nargs="+", default=["dense", "auto", *decays])
     parser.add_argument("--pattern", default="1:4")
-    parser.add_argument("--pull", type=float, help="another one than hf_nm's, to choose it by")
     args = parser.parse_args()
-    if args.pull is not None:
-        auto_decay.PULL = args.pull
     torch.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
     file = args.output / "decay.jsonl"
 
     tasks: dict[str, Text | Images] = {}
     if args.text:
-        tasks["characters, AdamW"] = Text(args.text)
+        tasks["characters, AdamW"] = Text(args.text, 1e-2)
+        tasks["characters, AdamW, learning rate 3e-3 instead of 1e-2"] = Text(args.text, 3e-3)
     if args.images:
-        tasks["images, SGD"] = Images(args.images)
+        tasks["images, SGD"] = Images(args.images, 0.03)
+        tasks["images, SGD, learning rate 0.1 instead of 0.03"] = Images(args.images, 0.1)
     done = {(r["task"], r["arm"], r["loss_scale"], r["seed"], r["pattern"]) for r in read(file)}
     machine = environment()
     for seed in range(args.first_seed, args.first_seed + args.seeds):
@@ -336,7 +341,8 @@ def main() -> None:
             for name, task in tasks.items():
                 for arm in args.arms:
                     key = (name, arm, scale, seed, args.pattern)
-                    if key in done or (arm == "dense" and scale != 1.0):
+                    once = arm == "dense" or "instead" in name
+                    if key in done or (once and scale != 1.0):
                         continue
                     row = dict(
                         zip(("task", "arm", "loss_scale", "seed", "pattern"), key, strict=True)
