@@ -72,7 +72,9 @@ class Schedule:
         return f"computed {every}{until}"
 
 
-def automatic_decays(weights: list[SparseWeight], loss_scale: float | Tensor) -> dict[str, Tensor]:
+def automatic_decays(
+    weights: list[SparseWeight], loss_scale: float | Tensor
+) -> dict[str, float | Tensor]:
     """Bring the decays of weights with ``decay="auto"`` up to a step (:mod:`hf_nm.methods.auto_decay`).
 
     Where weights are sharded every process that holds parts must call it.
@@ -82,8 +84,8 @@ def automatic_decays(weights: list[SparseWeight], loss_scale: float | Tensor) ->
         loss_scale: what the gradients are still multiplied by.
 
     Returns:
-        By the weight's name, for those that have one: float32 scalar tensors on the weights' devices, in
-        units of the gradient without its loss scale. The same are kept for the next step.
+        By the weight's name, for those that have one, in units of the gradient without its loss scale:
+        float32 scalar tensors on the weights' devices, or numbers on a CPU, where nothing waits.
     """
     following: list[tuple[SparseWeight, Parts]] = []
     squares: list[Tensor] = []
@@ -106,12 +108,14 @@ def automatic_decays(weights: list[SparseWeight], loss_scale: float | Tensor) ->
     by_device: dict[torch.device, list[int]] = {}
     for index, total in enumerate(totals):
         by_device.setdefault(total.device, []).append(index)
-    decays: dict[str, Tensor] = {}
+    decays: dict[str, float | Tensor] = {}
     for indices in by_device.values():
         of_gradient, of_weight = torch.stack([totals[i] for i in indices], dim=1)
         before = torch.stack([following[i][1].extras[DECAY] for i in indices])
         now = follow(before, of_gradient / loss_scale**2, of_weight)
-        for i, decay in zip(indices, now.unbind(), strict=True):
+        said = now.tolist() if now.device.type == "cpu" else now.unbind()
+        for i, decay, number in zip(indices, now.unbind(), said, strict=True):
             w, parts = following[i]
-            decays[w.name] = parts.extras[DECAY] = decay
+            parts.extras[DECAY] = decay
+            decays[w.name] = number
     return decays
