@@ -234,27 +234,46 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each task and loss scale the seeds that every arm has: seeds differ by more than arms do."""
+    kept = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        mine = [row for row in rows if row["task"] == task]
+        for scale in dict.fromkeys(row["loss_scale"] for row in mine):
+            here = [row for row in mine if row["loss_scale"] == scale]
+            arms = {row["arm"] for row in here}
+            seeds = [{row["seed"] for row in here if row["arm"] == arm} for arm in arms]
+            kept += [row for row in here if row["seed"] in set.intersection(*seeds)]
+    return kept
+
+
 def summary(rows: list[dict[str, Any]], arms: list[str]) -> str:
-    """A table for each task: arms by loss scale, each mean and spread of the score over seeds."""
+    """A table for each task: arms by loss scale, mean and each seed's score."""
     text = []
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == task]
-        found = {float(row["loss_scale"]) for row in mine}
-        seeds = len({row["seed"] for row in mine})
-        pattern, metric = mine[0]["pattern"], mine[0]["metric"]
-        text.append(f"**{task}, {pattern}** ({metric}; mean and range of {seeds} seeds)\n")
-        text.append("| decay | " + " | ".join(f"loss x {s:g}" for s in sorted(found)) + " |")
+        found = sorted({float(row["loss_scale"]) for row in mine})
+        text.append(f"**{task}, {mine[0]['pattern']}** ({mine[0]['metric']}; mean, each seed)\n")
+        text.append("| decay | " + " | ".join(f"loss x {scale:g}" for scale in found) + " |")
         text.append("|---|" + "---|" * len(found))
         for arm in arms:
             cells = []
-            for scale in sorted(found):
+            for scale in found:
                 scores = scores_of(mine, arm, scale)
-                cells.append(
-                    f"{statistics.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
-                    if scores
-                    else ""
-                )
-            text.append(f"| {arm} | " + " | ".join(cells) + " |")
+                each = ", ".join(f"{score:.3f}" for score in scores)
+                cells.append(f"{statistics.mean(scores):.3f} ({each})" if scores else "")
+            if any(cells):
+                text.append(f"| {arm} | " + " | ".join(cells) + " |")
+        ends = [
+            statistics.mean(row["decay"] for row in automatic) if automatic else math.nan
+            for automatic in (
+                [row for row in mine if row["arm"] == "auto" and row["loss_scale"] == scale]
+                for scale in found
+            )
+        ]
+        text.append(
+            "| auto's decay in the end | " + " | ".join(f"{end:.2g}" for end in ends) + " |"
+        )
         text.append("")
     return "\n".join(text)
 
@@ -278,6 +297,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     rows_of_axes = math.ceil(len(tasks) / 2)
     figure, axes = plt.subplots(rows_of_axes, 2, figsize=(11, 4 * rows_of_axes), squeeze=False)
+    for ax in axes.flat[len(tasks) :]:
+        ax.axis("off")
     for ax, task in zip(axes.flat, tasks, strict=False):
         mine = [row for row in rows if row["task"] == task]
         swept = [r for r in mine if r["arm"] != "dense" and not r["arm"].startswith("auto")]
@@ -353,7 +374,7 @@ def main() -> None:
                         out.write(json.dumps(row) + "\n")
                     print(f"{name}, {arm}, loss x {scale:g}, seed {seed}: {row['score']:.4f}")
 
-    rows = [row for row in read(file) if row["pattern"] == args.pattern]
+    rows = paired([row for row in read(file) if row["pattern"] == args.pattern])
     table = summary(rows, args.arms)
     print(f"\n{table}")
     (args.output / "decay.md").write_text(table, encoding="utf-8")
