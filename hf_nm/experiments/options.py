@@ -1,5 +1,6 @@
 """What can be set in every recipe, and how options are read: a YAML file, then the command line."""
 
+import argparse
 import difflib
 import errno
 import json
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from hf_nm.formats.manifest import KEY
+from hf_nm.methods.method import AUTO
 from hf_nm.model.surgery import restore, sparsify
 from hf_nm.trainer.distillation import Distillation
 
@@ -36,6 +38,14 @@ NOT_NEGATIVE = ["learning_rate", "warmup_steps", "weight_decay", "adam_epsilon",
 NOT_NEGATIVE += ["dataloader_num_workers", "seed"]
 
 
+def decay_option(text: str) -> float | str:
+    """What follows ``--decay``: a number, or ``auto``."""
+    try:
+        return text if text == AUTO else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO!r}") from None
+
+
 @dataclass
 class SparseArguments:
     """How a recipe's model becomes sparse: options that all of them have."""
@@ -43,8 +53,9 @@ class SparseArguments:
     method: str = field(default="sr-ste", metadata={"choices": list(METHODS)})
     n: int = field(default=2, metadata={"help": "weights kept of every m"})
     m: int = field(default=4)
-    decay: float = field(
-        default=2e-4, metadata={"help": "SR-STE's pull on pruned weights, gradient units"}
+    decay: decay_option = field(  # type: ignore[valid-type]  # argparse calls what stands here
+        default=2e-4,
+        metadata={"help": "SR-STE's pull on pruned weights, gradient units; or auto"},
     )
     decay_warmup_steps: int = field(
         default=0, metadata={"help": "steps over which the decay rises linearly"}
@@ -185,7 +196,7 @@ class SparseArguments:
         """Method, pattern and whatever differs from the defaults, as in `SR-STE 2:4, decay 0.02`."""
         said = [f"{METHODS[self.method]} {self.pattern}" if self.sparse else "dense"]
         if self.method == "sr-ste":
-            said.append(f"decay {self.decay:g}")
+            said.append(f"decay {self.decay if self.decay == AUTO else format(self.decay, 'g')}")
             if self.decay_warmup_steps:
                 said.append(f"rising over {self.decay_warmup_steps} steps")
         if self.sparse and self.mask_interval > 1:

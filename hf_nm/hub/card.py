@@ -199,7 +199,8 @@ def _training(facts: CardFacts) -> str:
     if facts.manifest is not None:
         recipe["method"] = facts.manifest.method
         if facts.manifest.method == "sr-ste":
-            recipe["method"] += f", decay {facts.manifest.decay:g}"
+            decay = facts.manifest.decay
+            recipe["method"] += f", decay {decay if isinstance(decay, str) else f'{decay:g}'}"
     recipe |= {name: value for name, value in facts.recipe.items() if value is not None}
     if not recipe and facts.sad is None:
         return ""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hf_nm.methods.method import Aside, Method, check_decay
+from hf_nm.methods.auto_decay import DECAY
+from hf_nm.methods.method import AUTO, Aside, Method, check_decay
 from hf_nm.model.sharding import Placement
 from hf_nm.sparsity.mask import breaks_mask, split_, zero_pruned_
 from hf_nm.sparsity.pattern import NMPattern
@@ -23,17 +24,41 @@ class Spec:
         pattern: the N:M pattern.
         dim: the input dimension of the weight, negative.
         method: how it is trained.
-        decay: strength of the SR-STE term, in gradient units.
+        decay: strength of the SR-STE term, in gradient units, or ``"auto"``.
     """
 
     name: str
     pattern: NMPattern
     dim: int
     method: Method
-    decay: float
+    decay: float | str
 
     def __post_init__(self) -> None:
         check_decay(self.decay)
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the decay follows the gradient's scale; not where the method has none."""
+        return self.decay == AUTO and self.method.uses_decay
+
+    @property
+    def fixed_decay(self) -> float:
+        """The decay where it is a number, in gradient units; 0 where it is automatic."""
+        return 0.0 if isinstance(self.decay, str) else self.decay
+
+    def extras(self, dense: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The named tensors that are kept for a weight: the method's own, and the automatic decay.
+
+        Args:
+            dense: this process's part of the dense weight; not changed.
+            mask: its mask by magnitude; not changed.
+        """
+        make = self.method.extras
+        made = {} if make is None else make(dense.clone(), mask.clone())
+        extras = {name: tensor.detach().clone() for name, tensor in made.items()}
+        if self.is_automatic:
+            extras[DECAY] = torch.zeros((), device=dense.device)  # none yet
+        return extras
 
     def pattern_at(self, step: int) -> NMPattern:
         """The pattern of an optimizer step (0 before training).
@@ -63,7 +88,7 @@ class Parts:
         pattern: what the mask follows: the spec's, or the looser one of an earlier step.
         aside: what the method keeps beside the sparse weight (the pruned part ``R``, or ``W``), in the
             weight's dtype; None where it keeps nothing.
-        extras: the method's own named tensors, of the mask's shape or of none.
+        extras: named tensors of the mask's shape or of none: :meth:`Spec.extras`.
         placement: how the weight is cut that they belong to; None where it is whole.
         agreed: where the weight is sharded, whether all processes have settled on the masks of their
             parts.

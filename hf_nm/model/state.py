@@ -188,9 +188,7 @@ class NMState:
         else:
             kept, pattern = False, self.step_pattern
             mask = nm_mask(part, pattern.n, pattern.m, self.dim)
-        make = self.spec.method.extras
-        made = {} if make is None else make(part.clone(), mask.clone())
-        extras = {name: tensor.detach().clone() for name, tensor in made.items()}
+        extras = self.spec.extras(part, mask)
         self.parts = Parts(mask, pattern, None, extras, placement_of(weight), agreed)
         if self.method.is_plain:
             self._split(part, update_mask=False)
@@ -333,7 +331,10 @@ class NMState:
             self.waiting, self.parts = self.parts, None
             return
         aside = None if self.parts.aside is None else fn(self.parts.aside)
-        extras = {name: fn(tensor) for name, tensor in self.parts.extras.items()}
+        extras = {
+            name: fn(tensor) if tensor.ndim else tensor.to(mask.device)  # half() is for weights
+            for name, tensor in self.parts.extras.items()
+        }
         self.parts = replace(self.parts, mask=mask, aside=aside, extras=extras)
 
     # -- inside ----------------------------------------------------------------------------------------

@@ -194,8 +194,7 @@ def _nothing(w: SparseWeight) -> Parts:
     keeps = w.state.method.keeps is not Aside.NOTHING
     shape, dtype = w.weight.shape, w.weight.dtype
     mask, zeros = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=dtype)
-    make = w.state.spec.method.extras
-    extras = {} if make is None else make(zeros, mask)
+    extras = w.state.spec.extras(zeros, mask)
     return Parts(mask, w.state.step_pattern, zeros if keeps else None, extras)
 
 

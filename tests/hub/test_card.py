@@ -57,6 +57,8 @@ def test_numbers() -> None:
     assert "| `layer.0.a\\|bc` | 2x4x8 | 1:4 | 16 | 25.00% |" in text
     assert text.index("layer.0") < text.index("layer.2.") < text.index("layer.10.")
     assert "| method | sr-ste, decay 0.0002 |" in text
+    text = card_text(facts(manifest=Manifest(P24, "sr-ste", "auto", {"x": P24})))
+    assert "| method | sr-ste, decay auto |" in text
 
 
 def test_speed_is_not_promised() -> None:
