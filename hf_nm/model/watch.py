@@ -7,7 +7,14 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def capturing() -> bool:
+    """Whether what runs now is recorded into a CUDA graph: nothing can wait for the device meanwhile,
+    and a replay runs no Python."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 class Stage(Enum):
@@ -53,7 +60,7 @@ class Watch:
 
         def after_backward(parameter: Tensor) -> None:
             self._backwards += 1
-            if self._is_due():
+            if self._is_due() and not capturing():
                 look(parameter)
 
         frozen = not weight.requires_grad
