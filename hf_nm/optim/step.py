@@ -78,6 +78,7 @@ class Step:
         for group in self.groups.groups:
             group.open(strength, every=every)
 
+    @torch.no_grad()
     def close(self, meter: MaskMeter | None = None) -> None:
         """Project what is open; safe to call at any time, and more than once.
 
