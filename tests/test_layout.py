@@ -19,7 +19,10 @@ DATA = {"datasets", "evaluate", "sacrebleu"}
 SCIENCE = {"numpy", "pandas", "scipy", "sklearn"}
 TERMINAL = {"typer", "rich"}
 FOLDERS = {
-    "sparsity": (set(), {"triton"}),  # which torch's builds for GPUs bring; its kernels alone need it
+    "sparsity": (
+        set(),
+        {"triton"},
+    ),  # which torch's builds for GPUs bring; its kernels alone need it
     "methods": ({"sparsity"}, set()),
     "targets": ({"sparsity"}, set()),
     "formats": ({"sparsity", "methods"}, {"filelock"}),  # which torch itself needs

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_nm.compat import copy_all
-from hf_nm.grouping.group import Histories, Separate, Strength, is_plain
+from hf_nm.grouping.group import Histories, Separate, Strength
 from hf_nm.methods.method import leave_gradient
 from hf_nm.methods.sr_ste import add_decay
 from hf_nm.model.state import NMState, hold_dense
@@ -91,8 +91,9 @@ class Gathered:
                 strength.ascending and any(strength.of(w) != decay for w in self.weights[run])
             ):
                 return False
-            dtype, shape = parameters[0].dtype, parameters[0].shape
-            if not all(is_plain(g, dtype, shape) for g in gradients):
+            kinds = {type(g) for g in gradients}, {g.dtype for g in gradients}
+            layouts = {g.layout for g in gradients}
+            if (*kinds, layouts) != ({Tensor}, {parameters[0].dtype}, {torch.strided}):
                 return False
 
         dense, mask = self._dense.take(parameters), self._mask.take(_masks(states))

@@ -34,6 +34,7 @@ class Groups:
         self.weights = weights
         self._states = [w.state for w in weights]
         parameters = [w.weight for w in weights]
+        self._watches = [s.watch for s in self._states]
         self.any_sharded = any(map(is_sharded, parameters))
         self._whole = [p for p in parameters if not is_sharded(p)]
         self._pointers, self._dtypes = self._look()
@@ -59,12 +60,19 @@ class Groups:
     def fit(self, weights: list[SparseWeight]) -> bool:
         """Whether these are the weights, and nothing about them changed that a step does not: moved,
         cast, loaded or opened."""
+        states = self._states
         return (
             weights is self.weights
-            and all(map(operator.is_, [s.parts for s in self._states], self._parts))
+            and all(map(operator.is_, [s.parts for s in states], self._parts))
             and self._look() == (self._pointers, self._dtypes)
-            and not any(s.is_dense or s.restored is not None for s in self._states)
+            and {s.is_dense for s in states} <= {False}
+            and {s.restored for s in states} <= {None}
         )
+
+    def stepped(self) -> None:
+        """Tell what watches the weights that their optimizer steps."""
+        for watch in self._watches:
+            watch.stepped()
 
     def _look(self) -> tuple[list[int], list[torch.dtype]]:
         return [p.data_ptr() for p in self._whole], [p.dtype for p in self._whole]

@@ -90,7 +90,8 @@ class Watch:
     def stepped(self) -> None:
         """An attached optimizer steps."""
         self.stage = Stage.STEPPED
-        self._usual_backwards = max(self._usual_backwards, self._backwards)
+        if self._backwards > self._usual_backwards:
+            self._usual_backwards = self._backwards
         self._backwards = 0
 
     def detached(self) -> None:

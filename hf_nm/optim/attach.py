@@ -251,9 +251,7 @@ class Attachment:
                 "replaced); call .remove() on the handle to train on without hf_nm"
             )
         groups = self._ready_groups(weights)
-        for w in weights:
-            w.state.watch.stepped()
-
+        groups.stepped()
         step = self._step = Step(optimizer, groups, self.schedule.decay_factor(self.step + 1))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         with uninterrupted():
