@@ -108,8 +108,8 @@ def refuse_capture(optimizer: torch.optim.Optimizer) -> None:
     if capturing():
         raise RuntimeError(
             f"{type(optimizer).__name__}.step() is being captured in a CUDA graph, whose replay "
-            "calls no hooks: masks would stay as they are and steps would not be counted; capture forward and "
-            "backward alone, and call optimizer.step() after each replay"
+            "calls no hooks: masks would stay as they are and steps would not be counted; capture "
+            "forward and backward alone, and call optimizer.step() after each replay"
         )
 
 

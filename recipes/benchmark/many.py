@@ -51,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(1)
     matrices = [nn.Linear(args.size, args.size, bias=False) for _ in range(args.weights)]
     model = hf_nm.sparsify(nn.ModuleList(matrices), targets="*", method=args.method)
-    parameters = list(model.parameters())
+    parameters: list[torch.Tensor] = list(model.parameters())
     optimizer = Nothing(parameters, {})
     hf_nm.attach(optimizer, model)
     for parameter in parameters:

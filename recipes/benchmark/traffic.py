@@ -1,7 +1,7 @@
 """What one step launches and moves on a GPU: the N:M work beside AdamW's own, counted on any machine.
 
     python recipes/benchmark/traffic.py
-    python recipes/benchmark/traffic.py --shape 4096 4096 --pattern 1:4 --dtype bfloat16 --json traffic.json
+    python recipes/benchmark/traffic.py --shape 4096 4096 --pattern 1:4 --dtype bfloat16
 
 ``AdamW`` and ``torch functions`` are counted by the operators that torch dispatches for tensors without
 values (device ``meta``), taken as a GPU runs them: one launch each, every input read and every output

@@ -147,12 +147,12 @@ def calls_of(count: int) -> int:
 
 
 def test_calls_do_not_grow_with_the_number_of_weights():
-    """Red if a step calls torch for each weight of a run again (or looks at weights that did not change)."""
+    """Red if a step calls torch for each weight of a run again or looks at weights again."""
     assert calls_of(400) == calls_of(40)
 
 
 def test_groups_are_kept_until_something_changes():
-    """Red if weights are put into groups anew at each step, or not when they moved, were cast or loaded."""
+    """Red if weights are put into groups anew at each step, or not once they were cast or loaded."""
     model = hf_nm.sparsify(Experts(4), targets="*")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     handle = hf_nm.attach(optimizer, model)

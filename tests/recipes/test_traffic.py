@@ -18,8 +18,8 @@ with importing("benchmark"):
 def test_kernels_keep_the_bound(
     shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most 4 launches a group and 40 bytes a fp32 weight at 2:4. Red if a kernel is split, or reads or
-    writes memory once more (``test_kernels.py`` holds the stated bytes against the kernels)."""
+    """At most 4 launches a group and 40 bytes a fp32 weight at 2:4. Red if a kernel is split, or reads
+    or writes memory once more (``test_kernels.py`` holds the stated bytes against the kernels)."""
     arguments = ["--shape", *map(str, shape), "--json", str(tmp_path / "found.json")]
     monkeypatch.setattr(sys, "argv", ["traffic.py", *arguments])
     traffic.main()

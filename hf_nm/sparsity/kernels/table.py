@@ -68,10 +68,9 @@ def bytes_a_weight(kind: Kind, adjust: Adjust, *, update_mask: bool) -> float:
     """
     size, pruned = kind.dtype.itemsize, kind.pattern.sparsity
     read = 2 * (size + 1)  # weight and mask, before the step and after it
-    if kind.keeps:  # R is read, the dense weight written; the sparse weight and R written
-        moved = read + 4 * size
-    else:  # zeros are written where a pruned entry is not zero after the step
-        moved = read + pruned * size
+    # R is read and the dense weight written, then the sparse weight and R; or only zeros are written,
+    # where a pruned entry is not zero after the step.
+    moved = read + (4 if kind.keeps else pruned) * size
     if adjust is not Adjust.LEAVE:
         moved += 2 * size
     return moved + update_mask  # a mask is written where it changes
