@@ -15,11 +15,13 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 # Underscore names of others that stand in this file and nowhere else.
 PRIVATE = {
+    "_foreach_copy_": "torch: many copies by one call; the public way is one call each (2.0 to 2.13)",
     "_orig_mod": "torch.compile's wrapper: the module inside (torch 2.0 to 2.13)",
     "_hf_hook": "accelerate: how a module's weights are moved (0.12 to 1.15)",
     "_model_mapping": "transformers' AutoModel classes: config class to model class (4.0 to 5.24)",
@@ -28,6 +30,7 @@ PRIVATE = {
 # loading, and stable since torch 1.0. They are used where a module is looked into or a layer defined.
 OF_NN_MODULE = {
     "_modules": "the children, one that is registered twice included (named_children drops it)",
+    "_parameters": "the parameters by name, without asking what a subclass puts in their place",
     "_apply": "moving and casting",
     "_save_to_state_dict": "saving",
     "_load_from_state_dict": "loading",
@@ -53,6 +56,11 @@ MODULES = {
 
 # The module of transformers after whose import `open_packed` can be called.
 DEFINES_MODELS = "transformers.modeling_utils"
+
+
+def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """Copy each tensor into another of its shape (``torch._foreach_copy_``)."""
+    torch._foreach_copy_(targets, sources)
 
 
 def compiled_inner(module: nn.Module) -> nn.Module | None:

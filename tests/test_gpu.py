@@ -9,6 +9,7 @@ import accelerated
 import pytest
 import torch
 from launching import quiet_port, run_python
+from tolerances import assert_same_bits
 from training import assert_sparse, example, sparse_mlp
 
 import hf_nm
@@ -81,3 +82,92 @@ def test_same_masks_as_on_the_cpu() -> None:
         found.append([w.mask.cpu() for w in hf_nm.sparse_weights(model)])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+def stepped(method: str, dtype: torch.dtype, **schedule: int) -> list[torch.Tensor]:
+    """Masks and dense weights after six steps, and the counts of flips."""
+    model = sparse_mlp(dtype=dtype, decay=0.05, method=method).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+    handle = hf_nm.attach(optimizer, model, **schedule)
+    for step in range(6):
+        inputs, targets = (x.cuda() for x in example(step, dtype=dtype))
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(inputs), targets).backward()
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        optimizer.step()
+        torch.cuda.set_sync_debug_mode("default")
+    counts = torch.tensor(list(handle.flips_per_layer().values()))
+    weights = hf_nm.sparse_weights(model)
+    return [counts, *(w.mask.cpu() for w in weights), *(w.dense_weight().cpu() for w in weights)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [
+        ("sr-ste", {}),
+        ("sr-ste", {"mask_interval": 3}),
+        ("sr-ste", {"freeze_masks_at": 2}),
+        ("ste", {}),
+        ("fixed", {}),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*most small updates round away")
+def test_kernels_train_as_the_torch_functions(
+    method: str, schedule: dict[str, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if the fused kernels give another bit than torch's functions, or a step waits."""
+    from hf_nm.sparsity.kernels import table
+
+    assert table.usable(torch.device("cuda", 0)), "the kernels do not run here"
+    found = stepped(method, dtype, **schedule)
+    monkeypatch.setenv("HF_NM_KERNELS", "0")
+    for one, other in zip(found, stepped(method, dtype, **schedule), strict=True):
+        assert_same_bits(one, other)
+
+
+def test_cuda_graphs() -> None:
+    """Forward and backward in a graph train as without; a step inside one is refused. Red if a hook
+    waits for the device in a capture, or a captured step goes unnoticed."""
+    results = []
+    for captured in (False, True):
+        model = sparse_mlp(decay=0.05).cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, capturable=True)
+        hf_nm.attach(optimizer, model)
+        inputs, targets = (x.cuda() for x in example(0))
+
+        def gradients(model=model, inputs=inputs, targets=targets) -> None:
+            torch.nn.functional.mse_loss(model(inputs), targets).backward()
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # as torch's documentation warms up
+            for _ in range(3):
+                optimizer.zero_grad()
+                gradients()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        optimizer.zero_grad()
+        if captured:
+            with torch.cuda.graph(graph):
+                gradients()
+        for step in range(4):
+            for static, value in zip((inputs, targets), example(step), strict=True):
+                static.copy_(value)
+            if captured:
+                graph.replay()
+            else:
+                optimizer.zero_grad()
+                gradients()
+            optimizer.step()
+        assert_sparse(model)
+        results.append([w.dense_weight().cpu() for w in hf_nm.sparse_weights(model)])
+        if captured:
+            other = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(other):
+                inputs.mul_(1.0)  # torch warns of an empty graph
+                with pytest.raises(RuntimeError, match="CUDA graph"):
+                    optimizer.step()
+    for one, other in zip(*results, strict=True):
+        assert_same_bits(one, other)

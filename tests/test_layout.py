@@ -19,13 +19,17 @@ DATA = {"datasets", "evaluate", "sacrebleu"}
 SCIENCE = {"numpy", "pandas", "scipy", "sklearn"}
 TERMINAL = {"typer", "rich"}
 FOLDERS = {
-    "sparsity": (set(), set()),
+    "sparsity": (
+        set(),
+        {"triton"},
+    ),  # which torch's builds for GPUs bring; its kernels alone need it
     "methods": ({"sparsity"}, set()),
     "targets": ({"sparsity"}, set()),
     "formats": ({"sparsity", "methods"}, {"filelock"}),  # which torch itself needs
     "model": ({"sparsity", "methods", "targets", "formats"}, set()),
+    "grouping": ({"sparsity", "methods", "model"}, set()),
     "inference": ({"sparsity", "model"}, set()),
-    "optim": ({"sparsity", "methods", "formats", "model"}, set()),
+    "optim": ({"sparsity", "methods", "formats", "model", "grouping"}, set()),
     "checkpoint": ({"sparsity", "methods", "targets", "formats", "model"}, HUGGING_FACE),
     "hub": (
         {"sparsity", "formats", "model", "optim", "checkpoint"},

@@ -7,6 +7,7 @@ dense model's keys, and DDP does not send them with every forward. ``forward`` i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,19 @@ from hf_nm.model.state import NMState
 from hf_nm.sparsity.check import BrokenPatternError
 from hf_nm.sparsity.mask import check_maskable
 from hf_nm.sparsity.pattern import NMPattern
+
+_changes = itertools.count()
+_latest_change = next(_changes)
+
+
+def changes() -> int:
+    """A number that is another one whenever any layer became sparse or dense since."""
+    return _latest_change
+
+
+def _changed() -> None:
+    global _latest_change
+    _latest_change = next(_changes)
 
 
 class NMLayer(nn.Module):
@@ -85,6 +99,7 @@ class NMLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        _changed()
         for name, weight_state in self._nm.items():
             weight = getattr(self, name)
             # A copy made inside dense_weights() or a step: nobody would project it.
@@ -134,6 +149,7 @@ class NMLinear(NMLayer, nn.Linear):
         check_maskable(self.weight, pattern)
         state = NMState(Spec("weight", pattern, -1, parse_method(method), decay))
         self._nm = {"weight": state}
+        _changed()
         state.project_dense(self.weight)
         state.follow(self.weight)
 
@@ -167,6 +183,7 @@ def make_sparse(module: nn.Module, states: dict[str, NMState]) -> None:
         module.__class__ = _sparse_class(type(module))
         module.__dict__["_nm"] = {}
     module.__dict__["_nm"].update(states)
+    _changed()
 
 
 def make_dense(module: NMLayer) -> None:
@@ -174,6 +191,7 @@ def make_dense(module: NMLayer) -> None:
     for state in module._nm.values():
         state.watch.stop()
     del module._nm
+    _changed()
     module.__class__ = _dense_class(type(module))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_nm.methods.auto_decay import DECAY
 from hf_nm.methods.method import AUTO, Aside, Method, check_decay
 from hf_nm.model.sharding import Placement
-from hf_nm.sparsity.mask import breaks_mask, split_, zero_pruned_
+from hf_nm.sparsity.mask import breaks_mask, count_kept, split_, zero_pruned_
 from hf_nm.sparsity.pattern import NMPattern
 
 
@@ -141,3 +141,17 @@ class Parts:
 def obeys(part: Tensor, mask: Tensor) -> bool:
     """Whether the local part of a weight is zero where a mask says so."""
     return mask.shape == part.shape and not breaks_mask(part, mask)
+
+
+def follows(part: Tensor, pattern: NMPattern, dim: int) -> bool:
+    """Whether no group of a weight's local part holds more than the pattern allows."""
+    return bool((count_kept(part, pattern, dim) <= pattern.n).all())
+
+
+def belongs(part: Tensor, parts: Parts, dim: int) -> bool:
+    """Whether the mask is one of these values, too: of its pattern, and obeyed by them."""
+    if not obeys(part, parts.mask):
+        return False
+    # to_empty() fills a mask with whatever was in memory
+    n = parts.pattern.n
+    return bool((count_kept(parts.mask, parts.pattern, dim) == n).all())

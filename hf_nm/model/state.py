@@ -6,7 +6,7 @@ This file alone assigns a state's attributes; everything else calls its methods.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_nm.methods.fixed import FIXED
 from hf_nm.methods.method import Aside, Method
-from hf_nm.model.parts import Parts, Spec, obeys
+from hf_nm.model.parts import Parts, Spec, belongs, follows, obeys
 from hf_nm.model.sharding import (
     check_shards,
     chunk,
@@ -27,7 +27,7 @@ from hf_nm.model.watch import Stage, Watch
 from hf_nm.processes import several_processes
 from hf_nm.sparsity.bits import fingerprint
 from hf_nm.sparsity.check import broken_weight
-from hf_nm.sparsity.mask import breaks_mask, count_kept, merge_, nm_mask, split_, zero_pruned_
+from hf_nm.sparsity.mask import breaks_mask, merge_, nm_mask, split_, zero_pruned_
 from hf_nm.sparsity.pattern import NMPattern
 
 BY_MASK = 0  # in place of a fingerprint, where none can be compared
@@ -122,7 +122,7 @@ class NMState:
         if self.mask is not None and self.fits(weight) and agreed:
             return breaks_mask(part, self.mask)
         parts = self.parts or self.waiting
-        return parts is not None and not self._follows(part, parts.pattern)
+        return parts is not None and not follows(part, parts.pattern, self.dim)
 
     # -- parts -----------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class NMState:
             self.parts = None
             return
         own, agreed = self.parts, self.agrees(weight)
-        if own is not None and self._keeps_mask(own, part):
+        if own is not None and not self.updates_mask and belongs(part, own, self.dim):
             kept, mask, pattern = True, own.mask, own.pattern
         else:
             kept, pattern = False, self.step_pattern
@@ -192,7 +192,7 @@ class NMState:
         self.parts = Parts(mask, pattern, None, extras, placement_of(weight), agreed)
         if self.method.is_plain:
             self._split(part, update_mask=False)
-        elif not self._follows(part, pattern):
+        elif not follows(part, pattern, self.dim):
             self._split(part, update_mask=not kept)
         elif self.method.keeps is not Aside.NOTHING:
             aside = part.clone() if self.method.keeps is Aside.DENSE else torch.zeros_like(part)
@@ -352,18 +352,6 @@ class NMState:
         assert self.parts is not None
         self.parts = self.parts.following(part, self.method.keeps)
 
-    def _keeps_mask(self, parts: Parts, part: Tensor) -> bool:
-        """Whether a mask that does not move is one of these values, too."""
-        if self.updates_mask or not obeys(part, parts.mask):
-            return False
-        # to_empty() fills a mask with whatever was in memory
-        n = parts.pattern.n
-        return bool((count_kept(parts.mask, parts.pattern, self.dim) == n).all())
-
-    def _follows(self, part: Tensor, pattern: NMPattern) -> bool:
-        """Whether no group holds more than the pattern allows."""
-        return bool((count_kept(part, pattern, self.dim) <= pattern.n).all())
-
     def _merge(self, part: Tensor) -> Tensor:
         """Let ``part`` hold ``W`` in place of ``S``; whether a pruned entry of it held a value."""
         assert self.parts is not None
@@ -398,3 +386,10 @@ class NMState:
         else:
             parts.split(part, method.keeps, self.dim)
         return flips
+
+
+def hold_dense(states: Iterable[NMState], is_dense: bool) -> None:
+    """Note that the parameters hold ``W``, or ``S`` again: somebody merged or split them together, and
+    the parts with them (:mod:`hf_nm.optim.groups`)."""
+    for state in states:
+        state.is_dense, state.on_request = is_dense, False

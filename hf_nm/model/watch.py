@@ -7,9 +7,16 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hf_nm.processes import ask_at_the_next_step
+
+
+def capturing() -> bool:
+    """Whether what runs now is recorded into a CUDA graph: nothing can wait for the device meanwhile,
+    and a replay runs no Python."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 class Stage(Enum):
@@ -59,7 +66,7 @@ class Watch:
             if self.stage is Stage.UNATTACHED:
                 is_attached = lambda: self.stage is not Stage.UNATTACHED  # noqa: E731
                 ask_at_the_next_step(parameter, name, is_attached)
-            if self._is_due():
+            if self._is_due() and not capturing():
                 look(parameter)
 
         frozen = not weight.requires_grad
@@ -89,7 +96,8 @@ class Watch:
     def stepped(self) -> None:
         """An attached optimizer steps."""
         self.stage = Stage.STEPPED
-        self._usual_backwards = max(self._usual_backwards, self._backwards)
+        if self._backwards > self._usual_backwards:
+            self._usual_backwards = self._backwards
         self._backwards = 0
 
     def detached(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from hf_nm import compat
 from hf_nm.interrupts import uninterrupted
+from hf_nm.model import layers
 from hf_nm.model.layers import NMLayer
 from hf_nm.model.merging import Merged
 from hf_nm.model.sharding import like_weight
@@ -80,6 +82,43 @@ def sparse_weights(model: nn.Module) -> list[SparseWeight]:
                 name = f"{prefix}.{local_name}" if prefix else local_name
                 found.append(SparseWeight(name, module, local_name))
     return found
+
+
+class Lookup:
+    """The N:M weights of one model whose parameters somebody holds; looked for again only where layers
+    became sparse or dense, or parameters were replaced, since.
+
+    Args:
+        model: the model, without wrappers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._held: list[Tensor] = []
+        self._changes = -1  # looked at never
+        self._found: list[SparseWeight] = []
+        self._parameters: list[Tensor] = []
+
+    def among(self, held: list[Tensor]) -> list[SparseWeight]:
+        """Those whose parameters are among ``held`` now; where nothing changed, the same list."""
+        if not self._is_known(held):
+            ids = {id(parameter) for parameter in held}
+            changes = layers.changes()
+            self._found = [w for w in sparse_weights(self.model) if id(w.weight) in ids]
+            self._parameters = [w.weight for w in self._found]
+            self._held = held
+            # FSDP2 may hold gathered copies at any time, which only looking again gives back.
+            sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
+            self._changes = -1 if sharded else changes
+        return self._found
+
+    def _is_known(self, held: list[Tensor]) -> bool:
+        if self._changes != layers.changes() or len(held) != len(self._held):
+            return False
+        if not all(map(operator.is_, held, self._held)):
+            return False
+        now = [w.layer._parameters.get(w.local_name) for w in self._found]
+        return all(map(operator.is_, now, self._parameters))
 
 
 @contextmanager

@@ -18,15 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_nm.grouping.group import stray_write
+from hf_nm.grouping.groups import Groups
 from hf_nm.interrupts import uninterrupted
 from hf_nm.model.refused import checked_model, inner_optimizer
 from hf_nm.model.weights import SparseWeight, sparse_weights
 from hf_nm.optim import resume
-from hf_nm.optim.before_step import Readiness
+from hf_nm.optim.before_step import Readiness, refuse_capture, warn_of_rounding
 from hf_nm.optim.guards import guard_loading, guard_modes, guard_step
 from hf_nm.optim.meter import MaskMeter
 from hf_nm.optim.schedule import Schedule
-from hf_nm.optim.step import Step, stray_write
+from hf_nm.optim.step import Step
 from hf_nm.processes import say_attached
 from hf_nm.replaced import Replaced
 
@@ -88,7 +90,7 @@ def attach(
         existing._guard(outer)
         return existing
     attachment = Attachment(optimizer, outer, model, schedule)
-    _warn_of_rounding(optimizer, attachment.weights())
+    warn_of_rounding(optimizer, attachment.weights())
     return attachment
 
 
@@ -121,10 +123,11 @@ class Attachment:
         weights = self._checked_weights()
         self._readiness = Readiness(model, schedule)
         self.meter.start_anew(self._readiness.at_attach(weights))
+        self._groups = Groups([], self.meter.history)
+        self._group(weights)
         for w in weights:
-            self.meter.history(w)
             w.state.watch.attached()
-        self._hold_until_next(weights)
+        self._hold_until_next()
 
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -239,6 +242,7 @@ class Attachment:
         self._depth += 1
         if self._depth > 1:
             return None
+        refuse_capture(optimizer)
         self._close()  # nothing, unless a step ended in a way that left no trace
         if _overflowed(optimizer):
             return None
@@ -248,12 +252,9 @@ class Attachment:
                 "the optimizer holds no N:M weight any more (finalized, or its param_groups were "
                 "replaced); call .remove() on the handle to train on without hf_nm"
             )
-        self.meter.start_anew(self._readiness.before_step(weights))
-        for w in weights:
-            self.meter.history(w)
-            w.state.watch.stepped()
-
-        step = self._step = Step(optimizer, weights, self.schedule.decay_factor(self.step + 1))
+        groups = self._ready_groups(weights)
+        groups.stepped()
+        step = self._step = Step(optimizer, groups, self.schedule.decay_factor(self.step + 1))
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         with uninterrupted():
             if closure is None:
@@ -276,27 +277,38 @@ class Attachment:
         step = self._step
         with uninterrupted():
             self.meter.step += 1
-            for w in step.weights:
-                w.state.at_step(self.step)
-                w.state.hold(
-                    held=not self.schedule.moves_masks_at(self.step), frozen=w.state.mask_frozen
-                )
-            self.meter.add(step.close())
-            self._keep_strays(step)
+            step.groups.hold(self.step, held=not self.schedule.moves_masks_at(self.step))
+            step.close(self.meter)
             self._step = None
-            self._hold_until_next(step.weights)
+            self._hold_until_next()
 
     def _close(self) -> None:
         """Project what a step left open, and forget the step."""
         if self._step is not None:
             with uninterrupted():
                 self._step.close()
-                self._keep_strays(self._step)
                 self._step = None
 
-    def _keep_strays(self, step: Step) -> None:
-        for name, stray in step.strays.items():
-            self._strays[name] = self._strays[name] | stray if name in self._strays else stray
+    def _ready_groups(self, weights: list[SparseWeight]) -> Groups:
+        """The weights in groups, once they were checked: only where something changed since the last
+        step, or processes have to agree."""
+        fit = self._groups.fit(weights)
+        if fit and not self._groups.any_sharded:
+            return self._groups
+        renewed = self._readiness.before_step(weights)
+        self.meter.start_anew(renewed)
+        if not fit or renewed:
+            self._group(weights)
+        return self._groups
+
+    def _group(self, weights: list[SparseWeight]) -> None:
+        for group in self._groups.groups:
+            for name, stray in group.strays.items():
+                before = self._strays.get(name)
+                self._strays[name] = stray if before is None else before | stray
+        for w in weights:
+            self.meter.history(w)
+        self._groups = Groups(weights, self.meter.history)
 
     def raise_if_written(self) -> None:
         """Raise if a step found that other code had written a pruned entry before it.
@@ -310,17 +322,16 @@ class Attachment:
             BrokenPatternError: the first such weight is named.
         """
         found, self._strays = self._strays, {}
-        for name, stray in found.items():
-            if stray:
-                raise stray_write(name)
+        names = [name for name, stray in found.items() if stray] + self._groups.written()
+        if names:
+            raise stray_write(names[0])
 
-    def _hold_until_next(self, weights: list[SparseWeight]) -> None:
+    def _hold_until_next(self) -> None:
         """Tell the weights whether a projection between steps may move masks: only where every step
         does; and whether they are frozen for good."""
         held = self.schedule.mask_interval > 1 or not self.schedule.moves_masks_at(self.step + 1)
-        for w in weights:
-            w.state.at_step(self.step)
-            w.state.hold(held=held, frozen=self.schedule.freezes_masks_after(self.step))
+        frozen = self.schedule.freezes_masks_after(self.step)
+        self._groups.hold(self.step, held=held, frozen=frozen)
 
     def _guard(self, owner: torch.optim.Optimizer) -> None:
         if all(owner is not guard.owner for guard in self._guards):
@@ -350,7 +361,8 @@ class Attachment:
     def _load_taken(self, optimizer: torch.optim.Optimizer) -> None:
         if self._loading is not None:
             resume.load(self._loading, self.meter)
-            self._hold_until_next(self.weights())
+            self._group(self.weights())
+            self._hold_until_next()
         self._loading = None
 
 
@@ -358,37 +370,3 @@ def _overflowed(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a GradScaler told a fused optimizer to skip this step."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf.item())
-
-
-# What optimizers call it that low-precision weights lose nothing: torchao, torchdistx, optimi, apex.
-_KEEPS_WHAT_ROUNDS_AWAY = (
-    "bf16_stochastic_round",
-    "use_kahan_summation",
-    "kahan_sum",
-    "master_weights",
-)
-
-
-def _warn_of_rounding(optimizer: torch.optim.Optimizer, weights: list[SparseWeight]) -> None:
-    """Say that updates will round away, where N:M weights are trained in half precision as they are."""
-    if any(
-        optimizer.defaults.get(name) or getattr(optimizer, name, None)
-        for name in _KEEPS_WHAT_ROUNDS_AWAY
-    ):
-        return
-    half = [
-        w
-        for w in weights
-        if w.weight.dtype in (torch.bfloat16, torch.float16)
-        and w.weight.requires_grad
-        and w.weight.is_leaf
-    ]
-    if half:
-        dtype = str(half[0].weight.dtype).removeprefix("torch.")
-        warnings.warn(
-            f"{len(half)} of the {len(weights)} N:M weights (first: {half[0].name}) are {dtype}, and "
-            f"{type(optimizer).__name__} updates them without fp32 copies: most small updates round "
-            "away, and masks hardly move. Load the model with dtype=torch.float32, and train in mixed "
-            "precision (bf16=True in TrainingArguments, torch.autocast in a loop)",
-            stacklevel=3,
-        )

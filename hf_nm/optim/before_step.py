@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
+import torch
 from torch import nn
 
 from hf_nm.model.sharding import is_sharded
+from hf_nm.model.watch import capturing
 from hf_nm.model.weights import SparseWeight, sparse_weights
 from hf_nm.optim.ranks import align_ranks, settle_shards
 from hf_nm.optim.schedule import Schedule
@@ -100,4 +104,48 @@ def _check_whole(w: SparseWeight) -> None:
             f"{w.name} holds its dense weight: optimizer.step() was called inside `with "
             "hf_nm.dense_weights(model):`; the gradient belongs to the sparse weight, so step "
             "outside it"
+        )
+
+
+def refuse_capture(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ``RuntimeError`` where the step is recorded into a CUDA graph: a replay calls no hooks."""
+    if capturing():
+        raise RuntimeError(
+            f"{type(optimizer).__name__}.step() is being captured in a CUDA graph, whose replay "
+            "calls no hooks: masks would stay as they are and steps would not be counted; capture "
+            "forward and backward alone, and call optimizer.step() after each replay"
+        )
+
+
+# What optimizers call it that low-precision weights lose nothing: torchao, torchdistx, optimi, apex.
+_KEEPS_WHAT_ROUNDS_AWAY = (
+    "bf16_stochastic_round",
+    "use_kahan_summation",
+    "kahan_sum",
+    "master_weights",
+)
+
+
+def warn_of_rounding(optimizer: torch.optim.Optimizer, weights: list[SparseWeight]) -> None:
+    """Say that updates will round away, where N:M weights are trained in half precision as they are."""
+    if any(
+        optimizer.defaults.get(name) or getattr(optimizer, name, None)
+        for name in _KEEPS_WHAT_ROUNDS_AWAY
+    ):
+        return
+    half = [
+        w
+        for w in weights
+        if w.weight.dtype in (torch.bfloat16, torch.float16)
+        and w.weight.requires_grad
+        and w.weight.is_leaf
+    ]
+    if half:
+        dtype = str(half[0].weight.dtype).removeprefix("torch.")
+        warnings.warn(
+            f"{len(half)} of the {len(weights)} N:M weights (first: {half[0].name}) are {dtype}, and "
+            f"{type(optimizer).__name__} updates them without fp32 copies: most small updates round "
+            "away, and masks hardly move. Load the model with dtype=torch.float32, and train in mixed "
+            "precision (bf16=True in TrainingArguments, torch.autocast in a loop)",
+            stacklevel=3,
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_nm.methods.auto_decay import DECAY
 from hf_nm.model.sharding import sum_over_shards
-from hf_nm.model.weights import SparseWeight, sparse_weights
+from hf_nm.model.weights import Lookup, SparseWeight
 from hf_nm.sparsity.divergence import MaskHistory, rate
 
 
@@ -28,12 +28,12 @@ class MaskMeter:
         self.model = model
         self.step = 0
         self.step_at_mark = 0
+        self._lookup = Lookup(model)
         self._history: dict[str, MaskHistory] = {}
 
     def weights(self) -> list[SparseWeight]:
         """The N:M weights in the optimizer's ``param_groups`` now."""
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        return [w for w in sparse_weights(self.model) if id(w.weight) in held]
+        return self._lookup.among([p for g in self.optimizer.param_groups for p in g["params"]])
 
     def sad(self, since: str = "start") -> int:
         """SAD between the masks at ``since`` and now, over the optimizer's N:M weights.
@@ -85,11 +85,6 @@ class MaskMeter:
         if w.name not in self._history and w.state.mask is not None:
             self._history[w.name] = MaskHistory(w.state.mask)
         return self._history[w.name]
-
-    def add(self, flips: dict[str, Tensor]) -> None:
-        """Count the mask entries that one step changed, by weight."""
-        for name, changed in flips.items():
-            self._history[name].add(changed)
 
     def start_anew(self, weights: list[SparseWeight]) -> None:
         """SAD starts at the masks that these weights have now, if it has not moved yet."""

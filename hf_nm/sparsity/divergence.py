@@ -62,7 +62,10 @@ class MaskHistory:
 
     def add(self, flips: Tensor) -> None:
         """Count the entries that one step changed."""
-        self.flips = self.flips.to(flips.device) + flips
+        if self.flips.device == flips.device:
+            self.flips += flips
+        else:
+            self.flips = self.flips.to(flips.device) + flips
 
     def set_mark(self, mask: Tensor) -> None:
         """Measure ``mark`` and ``flips_at_mark`` from now on."""
@@ -84,8 +87,21 @@ class MaskHistory:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take copies of what :meth:`state_dict` gave."""
-        for name in self.TENSORS:
+        for name in ("start", "mark", "flips_at_mark"):
             setattr(self, name, state[name].clone())
+        self.flips.copy_(
+            state["flips"]
+        )  # it may be an entry of a tensor that counts for many weights
+
+
+def count_together(histories: Iterable[MaskHistory], device: torch.device) -> Tensor:
+    """One tensor for the flips of many weights: int64 ``[weights]`` on the device. What is added to an
+    entry counts for that weight from then on."""
+    histories = list(histories)
+    counters = torch.stack([history.flips.to(device) for history in histories])
+    for history, counter in zip(histories, counters.unbind(), strict=True):
+        history.flips = counter
+    return counters
 
 
 def rate(flips: int, entries: Iterable[int], steps: int) -> float:

@@ -72,7 +72,7 @@ def nm_mask(weight: Tensor, n: int, m: int, dim: int = -1) -> Tensor:
         weight = weight.detach().contiguous()
         mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
         if weight.device.type != "meta":
-            stride = _stride(weight, dim)
+            stride = stride_along(weight, dim)
             for bits, out in _chunks(pattern.m * stride, as_integers(weight), mask):
                 out.copy_(_keep(bits, pattern, stride))
         return mask
@@ -132,7 +132,7 @@ def split_(
             part.copy_(copy)
         return flips
 
-    stride = _stride(weight, dim)
+    stride = stride_along(weight, dim)
     flips = torch.zeros((), dtype=torch.int64, device=weight.device)
     tensors = [as_integers(weight), mask]
     if pruned is not None:
@@ -223,9 +223,14 @@ def count_kept(weight: Tensor, pattern: NMPattern, dim: int = -1) -> Tensor:
     return rows.ne(0).unflatten(-1, (-1, pattern.m)).sum(-1)
 
 
-def _stride(tensor: Tensor, dim: int) -> int:
+def stride_along(tensor: Tensor, dim: int) -> int:
     """How far apart in memory neighbours along ``dim`` of a contiguous tensor are, in entries."""
     return max(1, math.prod(tensor.shape[dim % tensor.ndim + 1 :]))  # 1 in an empty shard
+
+
+def entries_at_a_time() -> int:
+    """How many entries of CPU tensors these functions treat at a time, to stay in its caches."""
+    return _CHUNK_CPU
 
 
 def _chunks(span: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

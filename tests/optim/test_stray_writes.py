@@ -9,7 +9,8 @@ from tolerances import assert_same_bits
 from training import assert_sparse, dense_parts, loss_of, sparse_mlp, state_of, train
 
 import hf_nm
-from hf_nm.optim.step import Step, stray_write
+from hf_nm.grouping.gathered import Gathered
+from hf_nm.grouping.group import Separate, stray_write
 
 
 def start(**options):
@@ -61,15 +62,9 @@ def test_found_on_a_device_that_is_not_waited_for(monkeypatch):
     """Red if what a step found on an accelerator is never said. (Stood in for by flags of our own.)"""
     model, optimizer, handle = start()
     name = hf_nm.sparse_weights(model)[0].name
-    opened = Step.open
-
-    def open_and_find(step, loss_scale):
-        opened(step, loss_scale)
-        step.strays[name] = torch.ones((), dtype=torch.bool)
-
-    monkeypatch.setattr(Step, "open", open_and_find)
-    train(model, optimizer, range(1))
-    monkeypatch.undo()
+    found = {name: torch.ones((), dtype=torch.bool)}
+    monkeypatch.setattr(Gathered, "strays", found)
+    monkeypatch.setattr(Separate, "strays", found, raising=False)
     train(model, optimizer, range(1))
     for read in (handle.sad, handle.flip_rate, optimizer.state_dict, handle.raise_if_written):
         handle._strays = {name: torch.ones((), dtype=torch.bool)}

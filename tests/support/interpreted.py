@@ -1,0 +1,326 @@
+"""The fused kernels in triton's interpreter, against the torch functions: ``python interpreted.py CHECK``.
+
+A process of its own, since ``TRITON_INTERPRET=1`` has to be there when triton is imported, and changes
+what torch.compile does. Each check raises where it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+assert os.environ["TRITON_INTERPRET"] == "1"
+
+import pytest
+import torch
+import triton
+from tolerances import TOLERANCES, assert_same_bits
+from torch import Tensor
+from training import assert_same_state, loss_of, sparse_mlp, state_of, train
+
+import hf_nm
+from hf_nm.grouping.fused import Fused
+from hf_nm.methods.fixed import zero_pruned_gradient
+from hf_nm.methods.sr_ste import add_decay
+from hf_nm.sparsity.kernels import around_step, table
+from hf_nm.sparsity.kernels.table import Adjust, Kind, Table, bytes_a_weight
+from hf_nm.sparsity.mask import merge_, split_, stride_along
+
+CPU = torch.device("cpu")
+INF, NAN = float("inf"), float("nan")
+PATTERNS = [(2, 4), (1, 4), (4, 8), (1, 16), (6, 8), (2, 6), (5, 7), (3, 33)]
+SHAPES = [(1, 1), (3, 3), (12, 5)]  # groups along the input dimension, and the rest
+
+
+def awkward(shape: list[int], dtype: torch.dtype) -> Tensor:
+    """Half the entries special, ties among them."""
+    weight = torch.randn(shape)
+    special = torch.tensor([NAN, -NAN, INF, -INF, 0.0, -0.0, 1e-45, -1e-45, 3e38, 1.0, -1.0, 1.0])
+    places = torch.randint(0, weight.numel(), (weight.numel() // 2 + 1,))
+    weight.view(-1)[places] = special[torch.arange(len(places)) % len(special)]
+    return weight.to(dtype)
+
+
+def weights_of(n: int, m: int, dtype: torch.dtype, dim: int) -> dict[int, list[Tensor]]:
+    """Dense weights of several sizes, by the stride of their groups."""
+    found: dict[int, list[Tensor]] = {}
+    for groups, rest in SHAPES:
+        shape = [2, 3, rest]
+        shape[dim] = groups * m
+        weight = awkward(shape, dtype)
+        found.setdefault(stride_along(weight, dim), []).append(weight)
+    return found
+
+
+def check_properties() -> None:
+    """Masks, both parts, flips and strays in every bit, by pattern, dtype and dimension."""
+    table._ENTRIES = 256  # several programs for a weight
+    others = [(torch.bfloat16, -1), (torch.float16, 1), (torch.float64, -1)]
+    for n, m in PATTERNS:
+        for dtype, dim in [
+            *[(torch.float32, dim) for dim in (-1, 1, 0)],
+            *(others if m in (4, 7) else []),
+        ]:
+            for stride, weights in weights_of(n, m, dtype, dim).items():
+                check_kind(hf_nm.NMPattern(n, m), dtype, stride, dim, weights)
+
+
+def check_kind(
+    pattern: hf_nm.NMPattern, dtype: torch.dtype, stride: int, dim: int, weights: list[Tensor]
+) -> None:
+    for keeps in (True, False):
+        kernels = Table(Kind(pattern, dtype, stride, CPU, keeps), [w.numel() for w in weights])
+        expected = [(w.clone(), torch.zeros_like(w), torch.rand(w.shape) > 0.5) for w in weights]
+        found = [tuple(part.clone() for part in parts) for parts in expected]
+        dense, asides, masks = (list(column) for column in zip(*found, strict=True))
+        kept_aside = asides if keeps else None
+
+        def same(found=found, expected=expected, keeps=keeps) -> None:
+            for one, other in zip(found, expected, strict=True):
+                for a, b in zip(one, other, strict=True):
+                    if keeps or a is not one[1]:
+                        assert_same_bits(a, b, f"{pattern} {dtype} {dim}")
+
+        def both(update, expected=expected, keeps=keeps, dense=dense, masks=masks) -> None:
+            counts = [
+                int(split_(w, r if keeps else None, e, pattern, dim, update_mask=update))
+                for w, r, e in expected
+            ]
+            before = kernels.flips.tolist()
+            kernels.after_step(dense, masks, kept_aside, kernels.flips, update_mask=update)
+            found = [a - b for a, b in zip(kernels.flips.tolist(), before, strict=True)]
+            assert found == counts
+            same()
+
+        both(True)
+        kernels.before_step(
+            dense, [None] * len(dense), masks, kept_aside, Adjust.LEAVE, [0.0], None
+        )
+        for w, r, e in expected:
+            assert not merge_(w, r if keeps else None, e)
+        same()
+        both(False)
+        assert not kernels.strays.any()
+
+        first = dense[0].view(-1)
+        first[int((~masks[0].view(-1)).nonzero()[0])] = 1e-45 if dtype.itemsize >= 4 else 6e-8
+        kernels.before_step(
+            dense, [None] * len(dense), masks, kept_aside, Adjust.LEAVE, [0.0], None
+        )
+        assert kernels.strays.tolist() == [1] + [0] * (len(weights) - 1)
+
+
+def check_gradients() -> None:
+    """What is added to gradients, or zeroed; weights that do not step, and those without a gradient."""
+    pattern, strengths = hf_nm.NMPattern(2, 4), [0.037, -0.5, 0.0]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        kernels = Table(Kind(pattern, dtype, 1, CPU, True), [8 * k for k in (3, 40, 300)])
+        parts = []
+        for k in (3, 40, 300):
+            weight = torch.randn(k, 8).to(dtype)
+            aside, mask = torch.zeros_like(weight), torch.zeros(k, 8, dtype=torch.bool)
+            split_(weight, aside, mask, pattern, update_mask=True)
+            parts.append((weight, aside, mask))
+        weights, asides, masks = (list(column) for column in zip(*parts, strict=True))
+        for scale in (None, torch.tensor([1000.0])):
+            gradients = [torch.randn(w.shape).to(dtype) for w in weights]
+            found = [g.clone() for g in gradients]
+            for g, (_, r, e), strength in zip(gradients, parts, strengths, strict=True):
+                add_decay(g, r, e, strength if scale is None else strength * scale[0])
+            kernels.before_step(weights, found, masks, asides, Adjust.DECAY, strengths, scale)
+            for a, b in zip(found, gradients, strict=True):
+                if dtype.itemsize >= 4:
+                    assert_same_bits(a, b, f"{dtype} {scale}")
+                else:  # torch rounds the strength itself to 16 bits on a CPU, and not on a GPU
+                    rtol, atol = TOLERANCES[dtype]
+                    size = 1.0 if scale is None else 1000.0
+                    torch.testing.assert_close(a, b, rtol=rtol, atol=size * max(atol, 0.01))
+            kernels.after_step(weights, masks, asides, kernels.flips, update_mask=False)
+
+        gradients = [awkward(list(w.shape), dtype) for w in weights]
+        found = [g.clone() for g in gradients]
+        kernels.before_step(
+            weights, [found[0], None, found[2]], masks, asides, Adjust.ZERO, strengths, None
+        )
+        for index in (0, 2):
+            zero_pruned_gradient(gradients[index], None, masks[index], 0.0)
+        for a, b in zip(found, gradients, strict=True):
+            assert_same_bits(a, b, "zeroed where pruned")
+        before = [w.clone() for w in weights]
+        kernels.after_step([None, weights[1], None], masks, asides, kernels.flips, update_mask=True)
+        assert_same_bits(weights[0], before[0], "does not step")
+        assert not weights[1][~masks[1]].count_nonzero()
+
+
+@contextmanager
+def torch_functions() -> Iterator[None]:
+    """The kernels switched off."""
+    os.environ["HF_NM_KERNELS"] = "0"
+    yield
+    del os.environ["HF_NM_KERNELS"]
+
+
+RUNS = {
+    "sr-ste": ({"decay": 0.05}, {}, {}),
+    "float64": ({"decay": 0.05, "dtype": torch.float64}, {}, {}),
+    "bf16": ({"method": "ste", "dtype": torch.bfloat16}, {}, {}),
+    "ste": ({"method": "ste"}, {}, {}),
+    "fixed": ({"method": "fixed"}, {}, {}),
+    "1:4": ({"decay": 0.05, "n": 1}, {}, {}),
+    "interval": ({"decay": 0.05}, {"mask_interval": 3}, {}),
+    "frozen": ({"decay": 0.05}, {"freeze_masks_at": 3}, {}),
+    "warm-up": ({"decay": 0.05}, {"decay_warmup_steps": 4}, {}),
+    "maximize": ({"decay": 0.05}, {}, {"maximize": True, "lr": 1e-3}),
+}
+
+
+def one_run(options: dict, schedule: dict, adam: dict, *, fused: bool) -> tuple:
+    """State, SAD and flips of seven steps, with a checkpoint in between and one weight left out once."""
+    model = sparse_mlp(**options)
+    optimizer = torch.optim.AdamW(model.parameters(), **{"lr": 0.05, **adam})
+    handle = hf_nm.attach(optimizer, model, **schedule)
+    kinds = {type(group) for group in handle._groups.groups}
+    assert (kinds == {Fused}) == fused, kinds
+    train(model, optimizer, range(3))
+    handle.mark()
+    optimizer.zero_grad()
+    loss_of(model, 3).backward()
+    hf_nm.sparse_weights(model)[0].weight.grad = None
+    optimizer.step()
+    model.load_state_dict(saved := model.state_dict())
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, range(4, 7))
+    measured = handle.sad(), handle.sad("mark"), handle.flips_per_layer(), handle.flip_rate("mark")
+    assert saved
+    return state_of(model, optimizer), measured
+
+
+def check_training() -> None:
+    """Whole runs are the same in every bit with and without the kernels."""
+    for name, (options, schedule, adam) in RUNS.items():
+        found, measured = one_run(options, schedule, adam, fused=True)
+        with torch_functions():
+            expected, expected_measured = one_run(options, schedule, adam, fused=False)
+        assert_same_state(found, expected)
+        assert measured == expected_measured, name
+        assert measured[0] > 0 or options.get("method") == "fixed", name
+
+
+def closure_run() -> dict[str, Tensor]:
+    model = sparse_mlp(decay=0.05)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    handle = hf_nm.attach(optimizer, model)
+    for step in range(3):
+
+        def closure(step=step) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model, step)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    return state_of(model) | {
+        "sad": torch.tensor(handle.sad()),
+        "flips": torch.tensor(handle.flip_rate()),
+    }
+
+
+def scaled_run() -> dict[str, Tensor]:
+    """As torch's GradScaler does with a fused optimizer, a skipped step included."""
+    model = sparse_mlp(decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+    handle = hf_nm.attach(optimizer, model, decay_warmup_steps=3)
+    for step in range(4):
+        optimizer.zero_grad()
+        (loss_of(model, step) * 1024.0).backward()
+        optimizer.grad_scale = torch.tensor(1024.0)
+        optimizer.found_inf = torch.tensor(float(step == 2))
+        optimizer.step()
+    return state_of(model) | {"sad": torch.tensor(handle.sad())}
+
+
+def check_closures_and_scales() -> None:
+    """The same where the loss is evaluated inside a step, or gradients carry a scale on the device."""
+    for run in (closure_run, scaled_run):
+        found = run()
+        with torch_functions():
+            assert_same_state(found, run())
+
+
+def check_strays() -> None:
+    """What was written at a pruned place is replaced, and said when somebody reads."""
+    model = sparse_mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    handle = hf_nm.attach(optimizer, model)
+    train(model, optimizer, range(2))
+    w = hf_nm.sparse_weights(model)[1]
+    w.weight.data[~w.mask] = 7.0
+    train(model, optimizer, range(2, 4))
+    assert w.weight.abs().max() < 5
+    for read in (handle.sad, optimizer.state_dict):
+        w.weight.data[~w.mask] = 7.0
+        train(model, optimizer, range(1))
+        model.to(torch.float64)  # other groups than those that found it
+        train(model, optimizer, range(0))
+        with pytest.raises(hf_nm.BrokenPatternError, match=w.name.replace(".", r"\.")):
+            read()
+        handle.raise_if_written()  # said once
+        model.to(torch.float32)
+
+
+def check_traffic() -> None:
+    """The bytes that loads and stores move are those of the model, and launches two a group."""
+    moved = {"read": 0, "written": 0}
+    load, store = around_step._load, around_step._store
+
+    def size(pointers, where) -> int:
+        mask = torch.as_tensor(where.handle.data).expand(
+            torch.as_tensor(pointers.handle.data).shape
+        )
+        return int(mask.sum()) * pointers.dtype.element_ty.primitive_bitwidth // 8
+
+    def counted_load(pointers, where):
+        moved["read"] += size(pointers, where)
+        return load(pointers, where)
+
+    def counted_store(pointers, values, where):
+        moved["written"] += size(pointers, where)
+        return store(pointers, values, where)
+
+    around_step._load, around_step._store = counted_load, counted_store
+    for adjust, keeps, update in [
+        (Adjust.DECAY, True, True),
+        (Adjust.LEAVE, True, True),
+        (Adjust.DECAY, True, False),
+        (Adjust.ZERO, False, False),
+    ]:
+        shape, pattern = (64, 48), hf_nm.NMPattern(2, 4)
+        weight = torch.randn(shape)
+        mask = torch.zeros(shape, dtype=torch.bool)
+        aside, gradient = torch.zeros(shape), torch.randn(shape)
+        split_(weight, aside, mask, pattern, update_mask=True)
+        kind = Kind(pattern, torch.float32, 1, CPU, keeps)
+        kernels, asides = Table(kind, [weight.numel()]), [aside] if keeps else None
+        moved.update(read=0, written=0)
+        kernels.before_step([weight], [gradient], [mask], asides, adjust, [0.1], None)
+        weight.copy_(torch.randn(shape))  # all that can move does
+        mask.logical_not_() if update else None
+        kernels.after_step([weight], [mask], asides, kernels.flips, update_mask=update)
+        per_weight = sum(moved.values()) / weight.numel()
+        stated = bytes_a_weight(kind, adjust, update_mask=update)
+        assert stated * 0.95 < per_weight <= stated <= 40, (
+            adjust,
+            keeps,
+            update,
+            per_weight,
+            stated,
+        )
+        assert kernels.launches == 2 <= 4
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    globals()[f"check_{sys.argv[1]}"]()
+    print(f"triton {triton.__version__}: {sys.argv[1]} checked")
