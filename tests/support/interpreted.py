@@ -1,4 +1,4 @@
-"""The fused kernels in triton's interpreter, against the torch functions: ``python interpreted.py CHECK``.
+"""The fused kernels in triton's interpreter: ``python interpreted.py CHECK``.
 
 A process of its own, since ``TRITON_INTERPRET=1`` has to be there when triton is imported, and changes
 what torch.compile does. Each check raises where it fails.
@@ -10,8 +10,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-assert os.environ["TRITON_INTERPRET"] == "1"
 
 import pytest
 import torch
@@ -28,6 +26,7 @@ from hf_nm.sparsity.kernels import around_step, table
 from hf_nm.sparsity.kernels.table import Adjust, Kind, Table, bytes_a_weight
 from hf_nm.sparsity.mask import merge_, split_, stride_along
 
+assert os.environ["TRITON_INTERPRET"] == "1"
 CPU = torch.device("cpu")
 INF, NAN = float("inf"), float("nan")
 PATTERNS = [(2, 4), (1, 4), (4, 8), (1, 16), (6, 8), (2, 6), (5, 7), (3, 33)]
@@ -64,52 +63,49 @@ def check_properties() -> None:
             *(others if m in (4, 7) else []),
         ]:
             for stride, weights in weights_of(n, m, dtype, dim).items():
-                check_kind(hf_nm.NMPattern(n, m), dtype, stride, dim, weights)
+                for keeps in (True, False):
+                    kind = Kind(hf_nm.NMPattern(n, m), dtype, stride, CPU, keeps)
+                    check_kind(kind, dim, weights)
 
 
-def check_kind(
-    pattern: hf_nm.NMPattern, dtype: torch.dtype, stride: int, dim: int, weights: list[Tensor]
-) -> None:
-    for keeps in (True, False):
-        kernels = Table(Kind(pattern, dtype, stride, CPU, keeps), [w.numel() for w in weights])
-        expected = [(w.clone(), torch.zeros_like(w), torch.rand(w.shape) > 0.5) for w in weights]
-        found = [tuple(part.clone() for part in parts) for parts in expected]
-        dense, asides, masks = (list(column) for column in zip(*found, strict=True))
-        kept_aside = asides if keeps else None
+def check_kind(kind: Kind, dim: int, weights: list[Tensor]) -> None:
+    """After a step with masks that move and one with masks that are held, and before one."""
+    pattern, keeps, count = kind.pattern, kind.keeps, len(weights)
+    kernels = Table(kind, [w.numel() for w in weights])
+    expected = [(w.clone(), torch.zeros_like(w), torch.rand(w.shape) > 0.5) for w in weights]
+    found = [tuple(part.clone() for part in parts) for parts in expected]
+    dense, asides, masks = (list(column) for column in zip(*found, strict=True))
+    kept_aside = asides if keeps else None
 
-        def same(found=found, expected=expected, keeps=keeps) -> None:
-            for one, other in zip(found, expected, strict=True):
-                for a, b in zip(one, other, strict=True):
-                    if keeps or a is not one[1]:
-                        assert_same_bits(a, b, f"{pattern} {dtype} {dim}")
+    def same() -> None:
+        for one, other in zip(found, expected, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert_same_bits(a, b, f"{kind} {dim}")
 
-        def both(update, expected=expected, keeps=keeps, dense=dense, masks=masks) -> None:
-            counts = [
-                int(split_(w, r if keeps else None, e, pattern, dim, update_mask=update))
-                for w, r, e in expected
-            ]
-            before = kernels.flips.tolist()
-            kernels.after_step(dense, masks, kept_aside, kernels.flips, update_mask=update)
-            found = [a - b for a, b in zip(kernels.flips.tolist(), before, strict=True)]
-            assert found == counts
-            same()
+    def before() -> None:
+        gradients = [None] * count
+        kernels.before_step(dense, gradients, masks, kept_aside, Adjust.LEAVE, [0.0] * count, None)
 
-        both(True)
-        kernels.before_step(
-            dense, [None] * len(dense), masks, kept_aside, Adjust.LEAVE, [0.0], None
-        )
+    for update in (True, False):
+        flips = [
+            int(split_(w, r if keeps else None, e, pattern, dim, update_mask=update))
+            for w, r, e in expected
+        ]
+        kernels.flips.zero_()
+        kernels.after_step(dense, masks, kept_aside, kernels.flips, update_mask=update)
+        assert kernels.flips.tolist() == flips
+        same()
+        before()
         for w, r, e in expected:
             assert not merge_(w, r if keeps else None, e)
         same()
-        both(False)
-        assert not kernels.strays.any()
+    kernels.after_step(dense, masks, kept_aside, kernels.flips, update_mask=False)
+    assert not kernels.strays.any()
 
-        first = dense[0].view(-1)
-        first[int((~masks[0].view(-1)).nonzero()[0])] = 1e-45 if dtype.itemsize >= 4 else 6e-8
-        kernels.before_step(
-            dense, [None] * len(dense), masks, kept_aside, Adjust.LEAVE, [0.0], None
-        )
-        assert kernels.strays.tolist() == [1] + [0] * (len(weights) - 1)
+    first = dense[0].view(-1)
+    first[int((~masks[0].view(-1)).nonzero()[0])] = 1e-45 if kind.dtype.itemsize >= 4 else 6e-8
+    before()
+    assert kernels.strays.tolist() == [1] + [0] * (count - 1)
 
 
 def check_gradients() -> None:
