@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hf_nm.methods.auto_decay import DECAY
-from hf_nm.methods.method import AUTO, Method, check_decay
+from hf_nm.methods.method import AUTO, Aside, Method, check_decay
 from hf_nm.model.sharding import Placement
-from hf_nm.sparsity.mask import breaks_mask
+from hf_nm.sparsity.mask import breaks_mask, split_, zero_pruned_
 from hf_nm.sparsity.pattern import NMPattern
 
 
@@ -109,6 +109,27 @@ class Parts:
     def cast(self, dtype: torch.dtype) -> Parts:
         """The same for a weight of another dtype."""
         return self if self.aside is None else replace(self, aside=self.aside.to(dtype))
+
+    def following(self, part: Tensor, keeps: Aside) -> Parts:
+        """The same on the device of a weight, what has the weight's dtype in its present one; with what
+        the method keeps aside, where nothing was while the mask was frozen."""
+        aside, extras = self.aside, {}
+        for name, tensor in self.extras.items():
+            cast = aside is not None and tensor.dtype == aside.dtype
+            extras[name] = tensor.to(part if cast else part.device)
+        if aside is None and keeps is not Aside.NOTHING:
+            aside = part.clone() if keeps is Aside.DENSE else torch.zeros_like(part)
+        aside = None if aside is None else aside.to(part)
+        return replace(self, mask=self.mask.to(part.device), aside=aside, extras=extras)
+
+    def split(self, part: Tensor, keeps: Aside, dim: int) -> None:
+        """Let ``part``, which holds ``W``, hold its kept entries, by the mask as it is and by nothing
+        of a method's own."""
+        if keeps is Aside.DENSE and self.aside is not None:
+            self.aside.copy_(part)
+            zero_pruned_(part, self.mask)
+        else:
+            split_(part, self.aside, self.mask, self.pattern, dim, update_mask=False)
 
     def mapped(self, fn: Callable[[Tensor], Tensor], placement: Placement | None) -> Parts:
         """The same of another placement, each tensor by ``fn``; not agreed on."""

@@ -20,11 +20,6 @@ from hf_nm.sparsity.pattern import NMPattern
 Placement = tuple[tuple[int, ...], tuple[int, ...], tuple[object, ...]]
 
 
-def several_processes() -> bool:
-    """Whether other processes train beside this one."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def is_sharded(weight: Tensor) -> bool:
     """Whether this process holds a part of the weight only."""
     return isinstance(weight, DTensor)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TypeVar
 
 from torch import nn
 
 from hf_nm.formats.manifest import KEY, Manifest
-from hf_nm.formats.recorded import Holder, holders, recorded, saved_name
+from hf_nm.formats.recorded import Holder, holders, recorded, saved_name, write_manifest
 from hf_nm.methods.method import Method, check_decay
 from hf_nm.methods.named import parse_method
 from hf_nm.model.layers import NMLayer, make_dense, make_sparse
@@ -254,10 +253,7 @@ def _record_in(
     decay: float | str,
     found: list[Target],
 ) -> None:
-    """Write a manifest into a config of this module's own: others may be built from the same one."""
-    config = getattr(holder.module, "config", None)
-    if not hasattr(config, "save_pretrained"):  # a dict or a dataclass of someone's own
-        return
+    """Write a manifest into the config of a module."""
     names = {id(module): prefix for prefix, module in holder.module.named_modules()}
     modules, dims = {}, {}
     for target in found:
@@ -267,8 +263,5 @@ def _record_in(
         modules[name] = target.pattern
         if target.dim != -1:
             dims[name] = target.dim
-    own = copy.copy(config)
-    setattr(own, KEY, Manifest(pattern, method.name, decay, modules, dims=dims).to_dict())
-    for module in model.modules():
-        if module.__dict__.get("config") is config:
-            module.__dict__["config"] = own
+    manifest = Manifest(pattern, method.name, decay, modules, dims=dims)
+    write_manifest(holder.module, model, manifest)

@@ -140,6 +140,19 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     return [row for _, row in _lines(path) if _is_log(row)] if path.is_file() else []
 
 
+def read_layers(folder: str | Path) -> list[tuple[int, dict[str, int]]]:
+    """The Trainer's step and SAD of each weight up to there (mask entries), from the folder's
+    `nm_sad.jsonl`; empty where there is none."""
+    path = Path(folder) / _FILE
+    if not path.is_file():
+        return []
+    return [
+        (row["step"], {name: layer["sad"] for name, layer in row["layers"].items()})
+        for _, row in _lines(path)
+        if isinstance(row.get("layers"), dict)
+    ]
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """A `trainer_state.json`, with a whole number as ``global_step`` and rows as ``log_history``.
 

@@ -120,8 +120,15 @@ class Step:
             How many mask entries changed, by the weight's name: int64 scalar tensors.
         """
         flips: dict[str, Tensor] = {}
+        failed: BaseException | None = None
         for index, w in enumerate(self.opened):
-            changed = w.state.split(w.weight, update_mask=w.state.updates_mask)
+            try:
+                changed = w.state.split(w.weight, update_mask=w.state.updates_mask)
+            except (
+                Exception
+            ) as error:  # of a method's own code: the others are projected all the same
+                failed = failed or error
+                continue
             mask = w.state.mask
             before = None if self._masks_before is None else self._masks_before[index]
             if before is not None and mask is not None:  # masks moved in between: count the net
@@ -129,4 +136,6 @@ class Step:
             if changed is not None:
                 flips[w.name] = changed
         self.opened = []
+        if failed is not None:
+            raise failed
         return flips
