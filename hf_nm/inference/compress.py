@@ -159,17 +159,14 @@ def _claimed_and_dense(model: nn.Module) -> list[Target]:
 
 def _find(model: nn.Module, pattern: NMPattern | None) -> list[Target]:
     """The N:M weights of a model: as it is, as its config says, or as ``pattern`` asks for."""
-    sparse = sparse_weights(model)
-    if sparse:
-        finalize(model)
     owners = owners_of_weights(model)
-    if sparse:
-        return [
-            Target(
-                w.name, tuple(w.weight.shape), w.state.dim, w.pattern, tuple(owners[id(w.weight)])
-            )
-            for w in sparse
-        ]
+    trained = []
+    for w in sparse_weights(model):
+        held = tuple(owners[id(w.weight)])
+        trained.append(Target(w.name, tuple(w.weight.shape), w.state.dim, w.pattern, held))
+    if trained:
+        finalize(model)
+        return trained
     if pattern is None:
         claimed = _claimed_and_dense(model)
         if not claimed:
