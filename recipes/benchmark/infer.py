@@ -85,11 +85,12 @@ def main() -> None:
     common_options(parser, "benchmark-results")
     parser.add_argument("--pattern", default="2:4", help="n:m (default 2:4)")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32")
+    parser.add_argument("--layers", nargs="+", default=list(SHAPES), help="some of the layers")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 64, 256, 1024, 4096])
     args = parser.parse_args()
     device = prepare(args)
     pattern, dtype = hf_nm.NMPattern.parse(args.pattern), getattr(torch, args.dtype)
-    shapes = {"tiny": (64, 64)} if args.tiny else SHAPES
+    shapes = {"tiny": (64, 64)} if args.tiny else {name: SHAPES[name] for name in args.layers}
     cases = [
         (layer, rows) for layer in shapes for rows in (args.rows[:2] if args.tiny else args.rows)
     ]
