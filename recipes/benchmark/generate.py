@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from measured import (
     Record,
+    clock_of,
     common_options,
     kept_if_stopped,
     prepare,
@@ -92,7 +93,7 @@ def main() -> None:
     record = Record(args, "generate", COLUMNS)
     with kept_if_stopped(record), torch.no_grad():
         written = {name: call()[0, prompt.shape[1] :] for name, call in calls.items()}
-        seconds = rounds_of(calls, device, args.rounds, warmup=1)
+        seconds = rounds_of(calls, device, args.rounds, warmup=1, clock=clock_of(args))
         for name in calls:
             speed = quartiles([tokens / value for value in seconds[name]])
             base = "dense, compiled" if name.endswith("compiled") else "dense"

@@ -3,7 +3,7 @@
 #
 #     recipes/benchmark/gpu.sh                 # on a GPU, under nine minutes; results in gpu-results/
 #     recipes/benchmark/gpu.sh FOLDER
-#     TINY=1 DEVICE=cpu recipes/benchmark/gpu.sh FOLDER    # that it runs, on any machine
+#     TINY=1 DEVICE=cpu PATIENCE=5 recipes/benchmark/gpu.sh FOLDER    # that it runs, on any machine
 #
 # Needs torch, transformers and pytest; no network, no datasets. Each part has a time limit, writes what it
 # found at once (FOLDER/PART.log, and the figures in FOLDER/PART/), and one that fails does not stop the
@@ -13,7 +13,8 @@ cd "$(dirname "$0")/../.."
 results=$(realpath -m "${1:-gpu-results}")
 device=${DEVICE:-cuda}
 python=${PYTHON:-python}
-limit=${LIMIT:-530} # seconds for all parts together
+patience=${PATIENCE:-1} # times as long for each part, on a slow machine
+limit=${LIMIT:-$((530 * patience))} # seconds for all parts together
 tiny=${TINY:+--tiny}
 mkdir -p "$results"
 : > "$results/summary.txt"
@@ -24,7 +25,7 @@ failed=0
 
 # part NAME SECONDS COMMAND...: run it, for so long at most, and write how it ended
 part() {
-    local name=$1 most=$2 left started=$SECONDS code=0
+    local name=$1 most=$(($2 * patience)) left started=$SECONDS code=0
     shift 2
     left=$((limit - (SECONDS - begun)))
     if [ "$left" -lt 5 ]; then
@@ -33,7 +34,7 @@ part() {
     fi
     [ "$most" -gt "$left" ] && most=$left
     # INT first: a benchmark then prints what it has measured
-    timeout --signal=INT --kill-after=10 "$most" "$@" > "$results/$name.log" 2>&1 || code=$?
+    timeout --signal=INT --kill-after=$((10 * patience)) "$most" "$@" > "$results/$name.log" 2>&1 || code=$?
     case $code in
         0) echo "$name: done in $((SECONDS - started)) s" ;;
         124) echo "$name: stopped after $most s, what it measured so far is kept" ;;
@@ -55,7 +56,11 @@ benchmark() {
 }
 
 # options_of NAME: those of the options that its script has
-has() { "$python" "recipes/benchmark/$1.py" --help 2> /dev/null | grep -q -- "$2"; }
+has() { # SCRIPT OPTION, asked of its source: starting each of them takes seconds
+    local script=recipes/benchmark/$1.py
+    grep -qs -- "\"$2\"" "$script" && return
+    grep -qs "common_options(" "$script" && grep -q -- "\"$2\"" recipes/benchmark/measured.py
+}
 options_of() {
     local name=$1 found=()
     has "$name" --device && found+=(--device "$device")

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from measured import (
     Record,
     bar,
+    clock_of,
     common_options,
     kept_if_stopped,
     out_of_memory,
@@ -65,7 +66,7 @@ def time_shape(
         held = torch.sparse.to_sparse_semi_structured(weight)
         calls["semi-structured"] = partial(F.linear, inputs, held)
     with torch.no_grad():
-        return rounds_of(calls, device, args.rounds), ways
+        return rounds_of(calls, device, args.rounds, clock=clock_of(args)), ways
 
 
 def draw(axes: Any, rows: list[dict[str, Any]]) -> None:

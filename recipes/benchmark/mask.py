@@ -16,6 +16,7 @@ import torch
 from measured import (
     Record,
     bar,
+    clock_of,
     common_options,
     kept_if_stopped,
     out_of_memory,
@@ -100,7 +101,7 @@ def main() -> None:
                     too_large[way] = size
                     del calls[way]
             rounds = args.rounds if size <= 1 << 24 else max(3, args.rounds // 4)
-            seconds = rounds_of(calls, device, rounds, warmup=1)
+            seconds = rounds_of(calls, device, rounds, warmup=1, clock=clock_of(args))
             ms = {way: [1e3 * v for v in quartiles(found)] for way, found in seconds.items()}
             relative = {way: ratios(found, seconds["copy"]) for way, found in seconds.items()}
             cells = [shown(relative[way], 1) if way in relative else "" for way in WAYS[1:]]

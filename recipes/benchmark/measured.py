@@ -28,6 +28,9 @@ def common_options(parser: argparse.ArgumentParser, folder: str) -> None:
     parser.add_argument("--device", default=device, help=f"cuda or cpu (here {device})")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
     parser.add_argument("--rounds", type=int, default=20, help="interleaved rounds (default 20)")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="count CPU time: one thread on a busy machine"
+    )
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
     parser.add_argument("--output", type=Path, default=Path(folder), help="folder for the figures")
 
@@ -40,6 +43,11 @@ def prepare(args: argparse.Namespace) -> torch.device:
     return torch.device(args.device)
 
 
+def clock_of(args: argparse.Namespace) -> Callable[[], float]:
+    """The clock that was asked for."""
+    return time.process_time if args.cpu_time else time.perf_counter
+
+
 def wait(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type != "cpu":
@@ -47,7 +55,11 @@ def wait(device: torch.device) -> None:
 
 
 def rounds_of(
-    variants: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int, warmup: int = 2
+    variants: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each variant in every round, in turning order: a busy machine disturbs all alike.
 
@@ -56,6 +68,7 @@ def rounds_of(
         device: what they run on.
         rounds: that count.
         warmup: rounds before them.
+        clock: in seconds; ``time.process_time`` counts this process's own time on a CPU that others use.
     """
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -63,11 +76,11 @@ def rounds_of(
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:
             wait(device)
-            start = time.perf_counter()
+            start = clock()
             variants[name]()
             wait(device)
             if index >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
