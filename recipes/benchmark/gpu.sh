@@ -5,7 +5,7 @@
 #     recipes/benchmark/gpu.sh FOLDER
 #     TINY=1 DEVICE=cpu PATIENCE=5 recipes/benchmark/gpu.sh FOLDER    # that it runs, on any machine
 #
-# Needs torch, transformers and pytest; no network, no datasets. Each part has a time limit, writes what it
+# Needs torch, transformers and, for the tests, pytest; no network, no datasets. Each part has a time limit, writes what it
 # found at once (FOLDER/PART.log, and the figures in FOLDER/PART/), and one that fails does not stop the
 # rest: FOLDER/summary.txt has a line for each.
 set -u
@@ -20,6 +20,7 @@ mkdir -p "$results"
 : > "$results/summary.txt"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HOME="$results/hf-home" # its file of measured ways is a result, too
+interpret=$([ "$device" = cpu ] && echo TRITON_INTERPRET=1)
 begun=$SECONDS
 failed=0
 
@@ -74,6 +75,8 @@ options_of() {
 }
 
 part environment 40 "$python" -c "import torch; from hf_nm.environment import environment; print(environment()); print(torch.__config__.show())"
+# Without pytest; where there is no GPU, in Triton's interpreter.
+part packed_kernels 60 env PYTHONPATH="$PYTHONPATH:$PWD/tests/support" ${interpret:-} "$python" tests/support/packed_kernels.py
 # Kernels and whatever runs on a GPU only. Where there is none these tests are skipped.
 part tests_kernels 90 "$python" -m pytest -p no:cacheprovider -q -m gpu tests/inference tests/sparsity
 benchmark infer 80 $(options_of infer) --rounds "${ROUNDS:-10}"

@@ -5,6 +5,8 @@ A process of its own, since ``TRITON_INTERPRET=1`` has to be there when Triton i
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.nn.functional as F
 from tolerances import TOLERANCES, assert_same_bits
@@ -59,4 +61,5 @@ def main(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    main(torch.device("cpu"))
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    main(torch.device("cpu" if interpreted else "cuda"))
