@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hf_nm.checkpoint.packed_loader import load_packed
     from hf_nm.checkpoint.prune import prune
     from hf_nm.hub.push import push_to_hub
+    from hf_nm.inference.compress import compress
     from hf_nm.inference.semi_structured import to_semi_structured
     from hf_nm.trainer.callback import NMCallback
     from hf_nm.trainer.trainers import NMSeq2SeqTrainer, NMTrainer
@@ -52,6 +53,7 @@ __all__ = [
     "SparseWeight",
     "__version__",
     "attach",
+    "compress",
     "dense_weights",
     "finalize",
     "inspect",
@@ -76,6 +78,7 @@ _LATER = {
     "NMCallback": "trainer.callback",
     "NMSeq2SeqTrainer": "trainer.trainers",
     "NMTrainer": "trainer.trainers",
+    "compress": "inference.compress",
     "inspect": "checkpoint.inspection",
     "load_packed": "checkpoint.packed_loader",
     "prune": "checkpoint.prune",

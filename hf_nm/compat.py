@@ -24,6 +24,10 @@ PRIVATE = {
     "_foreach_copy_": "torch: many copies by one call; the public way is one call each (2.0 to 2.13)",
     "_orig_mod": "torch.compile's wrapper: the module inside (torch 2.0 to 2.13)",
     "_hf_hook": "accelerate: how a module's weights are moved (0.12 to 1.15)",
+    "_make_wrapper_subclass": "torch: a tensor of a class of ours around other tensors, as torch's own "
+    "semi-structured ones are made (1.10 to 2.13)",
+    "_schema": "torch: which arguments an operator writes to (1.12 to 2.13)",
+    "_C": "torch: DisableTorchFunctionSubclass, from its notes on extending torch (2.0 to 2.13)",
     "_model_mapping": "transformers' AutoModel classes: config class to model class (4.0 to 5.24)",
 }
 # nn.Module's own underscore names: part of how torch lets a subclass take part in moving, saving and
@@ -61,6 +65,24 @@ DEFINES_MODELS = "transformers.modeling_utils"
 def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
     """Copy each tensor into another of its shape (``torch._foreach_copy_``)."""
     torch._foreach_copy_(targets, sources)
+
+
+def wrapper_tensor(kind: Any, shape: Any, like: Tensor) -> Any:
+    """A tensor of the class ``kind`` that has a shape, and the dtype and device of another one, but no
+    memory of its own (``_make_wrapper_subclass``)."""
+    return torch.Tensor._make_wrapper_subclass(kind, shape, dtype=like.dtype, device=like.device)
+
+
+def call_below(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a function of torch from a ``__torch_function__``, without coming back to it."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return func(*args, **kwargs)
+
+
+def written_arguments(func: Any, args: tuple[Any, ...]) -> list[Any]:
+    """Which of its positional arguments an operator writes to (``_schema``)."""
+    pairs = zip(func._schema.arguments, args, strict=False)
+    return [value for argument, value in pairs if getattr(argument.alias_info, "is_write", False)]
 
 
 def compiled_inner(module: nn.Module) -> nn.Module | None:

@@ -28,9 +28,12 @@ FOLDERS = {
     "formats": ({"sparsity", "methods"}, {"filelock"}),  # which torch itself needs
     "model": ({"sparsity", "methods", "targets", "formats"}, set()),
     "grouping": ({"sparsity", "methods", "model"}, set()),
-    "inference": ({"sparsity", "model"}, set()),
+    "inference": ({"sparsity", "targets", "formats", "model"}, {"triton"}),
     "optim": ({"sparsity", "methods", "formats", "model", "grouping"}, set()),
-    "checkpoint": ({"sparsity", "methods", "targets", "formats", "model"}, HUGGING_FACE),
+    "checkpoint": (
+        {"sparsity", "methods", "targets", "formats", "model", "inference"},
+        HUGGING_FACE,
+    ),
     "hub": (
         {"sparsity", "formats", "model", "optim", "checkpoint"},
         HUGGING_FACE | {"matplotlib", "yaml"},

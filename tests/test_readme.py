@@ -97,6 +97,7 @@ PAGES = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/other_tools.md",
+    "docs/run_fast.md",
     *(
         f"recipes/{page}/README.md"
         for page in ("translation", "classification", "vision", "benchmark")

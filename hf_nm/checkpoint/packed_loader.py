@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hf_nm import compat
 from hf_nm.checkpoint.model_class import named_class
@@ -15,12 +16,12 @@ from hf_nm.checkpoint.source import DOWNLOAD, weights_folder
 from hf_nm.formats.folder import Count, read_config
 from hf_nm.formats.manifest import KEY, Manifest
 from hf_nm.formats.packed_config import EXPLICIT, METHOD, QUANTIZATION, is_packed_config
-from hf_nm.formats.stored import check_claims, open_folder
+from hf_nm.formats.stored import StoredTensor, check_claims, open_folder
 
 _GENERATION = "generation_config.json"
 
 
-def load_packed(folder: str | Path, **kwargs: Any) -> Any:
+def load_packed(folder: str | Path, *, compressed: bool = False, **kwargs: Any) -> Any:
     """Load a packed checkpoint: a plain model with exact zeros, as ``from_pretrained`` of its own class.
 
     ``AutoModel...from_pretrained`` of the packed folder does the same for other heads. Everything is
@@ -28,6 +29,8 @@ def load_packed(folder: str | Path, **kwargs: Any) -> Any:
 
     Args:
         folder: written by :func:`hf_nm.pack`, or a model's name on the Hub.
+        compressed: leave N:M weights packed in memory, for inference, as :func:`hf_nm.compress` does;
+            the dense model never exists.
         kwargs: for ``from_pretrained``: ``dtype``, ``device_map``, ``revision``, ``token``, ...
 
     Returns:
@@ -56,7 +59,7 @@ def load_packed(folder: str | Path, **kwargs: Any) -> Any:
             f"config of {folder} names; load it with the class that saved it: after `import hf_nm`, "
             "TheClass.from_pretrained(folder)"
         )
-    return load_as(kind, folder, **kwargs)
+    return load_as(kind, folder, compressed=compressed, **kwargs)
 
 
 def register() -> None:
@@ -64,13 +67,16 @@ def register() -> None:
     compat.open_packed(METHOD, load_as)
 
 
-def load_as(kind: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
+def load_as(
+    kind: Any, folder: str | Path, *args: Any, compressed: bool = False, **kwargs: Any
+) -> Any:
     """What ``kind.from_pretrained`` of the plain folder returns, from the packed one.
 
     Args:
         kind: a model class of transformers.
         folder: the packed folder, or a model's name on the Hub.
         *args: for the model's class.
+        compressed: leave N:M weights packed in memory.
         **kwargs: for ``from_pretrained``.
     """
     if kwargs.get("distributed_config") is not None or kwargs.get("tp_plan") is not None:
@@ -104,9 +110,14 @@ def load_as(kind: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
         if data is not None:  # a part of a model may be loaded with a config of its own
             check_claims(stored, Manifest.from_dict(data).claims(stored.tensors))
         stored.check(Count(None, 0))  # every byte, before any of it is used
-        state = {name: tensor.read() for name, tensor in stored.tensors.items()}
+        read = _read_compressed if compressed else StoredTensor.read
+        state = {name: read(tensor) for name, tensor in stored.tensors.items()}
     loaded = kind.from_pretrained(None, *args, config=config, state_dict=state, **cast, **kwargs)
     model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+    if compressed:
+        from hf_nm.inference.compress import compress_rest
+
+        compress_rest(model)
     # from_pretrained was given no folder, so it could not take these from it.
     model.name_or_path = model.config.name_or_path = str(folder)
     if (
@@ -117,3 +128,19 @@ def load_as(kind: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
     ):
         model.generation_config = type(model.generation_config).from_pretrained(path)
     return loaded
+
+
+def _read_compressed(tensor: StoredTensor) -> Tensor:
+    """A tensor of a packed file as it stays in memory."""
+    from hf_nm.inference.packed_tensor import PackedWeight, is_packable, pack_weight
+
+    layout, parts = tensor.layout, tensor.read_packed()
+    if layout is None or parts is None or not is_packable(layout.shape, layout.dim):
+        return tensor.read()
+    kept, mask = parts
+    *experts, out, inputs = layout.shape
+    if layout.dim != -1 or (experts and out * inputs % 8):  # in another order than in memory
+        return pack_weight(tensor.read(), layout.pattern, layout.dim, tensor.name)
+    n, m = layout.pattern.n, layout.pattern.m
+    kept = kept.view(*experts, out, inputs // m * n)
+    return PackedWeight(kept, mask.view(*experts, -1), n, m, -1)

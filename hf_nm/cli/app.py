@@ -306,7 +306,8 @@ def bench(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time a model's layers on this machine: dense, on 2:4 kernels, and a training step's masks."""
+    """Time a model's layers on this machine: dense, packed (hf_nm.compress), on torch's 2:4 kernels, and
+    a training step's masks. --tokens 1 is decoding."""
     from hf_nm.cli.timing import time_layers
 
     rows = time_layers(
@@ -320,13 +321,24 @@ def bench(
     if as_json:
         print_json([row._asdict() for row in rows])
         return
-    table = Table("shape", "layers", "dense, ms", "2:4 kernel, ms", "speed-up", "masks a step, ms")
+    columns = (
+        "shape",
+        "layers",
+        "dense, ms",
+        "packed, ms",
+        "speed-up",
+        "2:4 kernel, ms",
+        "speed-up",
+    )
+    table = Table(*columns, "masks a step, ms")
     for row in rows:
         kernel = row.kernel_ms
         table.add_row(
             "x".join(map(str, row.shape)),
             str(row.layers),
             f"{row.dense_ms:.3f}",
+            f"{row.packed_ms:.3f} ({row.packed_way})",
+            f"{row.dense_ms / row.packed_ms:.2f}",
             row.why_no_kernel if kernel is None else f"{kernel:.3f}",
             "" if kernel is None else f"{row.dense_ms / kernel:.2f}",
             f"{row.masks_ms:.3f}",

@@ -1,9 +1,7 @@
-"""How long a model's layer shapes take on this machine: dense, on 2:4 kernels, and their masks."""
+"""How long a model's layer shapes take here: dense, packed, on 2:4 kernels, and their masks."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +13,10 @@ from torch import Tensor
 
 from hf_nm.checkpoint.inspection import inspect
 from hf_nm.environment import processor
+from hf_nm.inference.choice import time_ways
+from hf_nm.inference.packed_tensor import pack_weight
+from hf_nm.inference.product import WAYS, ways_at
+from hf_nm.inference.semi_structured import why_no_kernel
 from hf_nm.sparsity.mask import merge_, nm_mask, split_
 from hf_nm.sparsity.pattern import NMPattern
 
@@ -28,6 +30,8 @@ class LayerTime(NamedTuple):
         dense_ms: one dense product, in milliseconds.
         kernel_ms: the same product on torch's semi-structured kernel; None where it cannot.
         why_no_kernel: why, else empty.
+        packed_ms: the same product as :func:`hf_nm.compress` would do it, the weight packed.
+        packed_way: how that is done, the fastest way here.
         masks_ms: making the weight dense and sparse again around one training step.
         machine: what it ran on.
     """
@@ -37,6 +41,8 @@ class LayerTime(NamedTuple):
     dense_ms: float
     kernel_ms: float | None
     why_no_kernel: str
+    packed_ms: float
+    packed_way: str
     masks_ms: float
     machine: str
 
@@ -95,7 +101,14 @@ def time_layers(
         }
         if kernel is not None:
             variants["kernel"] = partial(torch.nn.functional.linear, inputs, kernel)
-        times = _interleaved(variants, rounds, place)
+        packed = pack_weight(torch.where(mask, weight, 0.0), pattern, -1)
+        parts: Any = (inputs, packed.kept, packed.bits, None, pattern.n, pattern.m)
+        ways = ways_at(tokens, packed.kept, pattern.n, pattern.m)
+        variants |= {f"packed {way}": partial(WAYS[way], *parts) for way in ways}
+        times = time_ways(variants, place, rounds)
+        way = min(
+            (way for way in ways if f"packed {way}" in times), key=lambda w: times[f"packed {w}"]
+        )
         rows.append(
             LayerTime(
                 shape,
@@ -103,6 +116,8 @@ def time_layers(
                 times["dense"],
                 times.get("kernel"),
                 why,
+                times[f"packed {way}"],
+                way,
                 times["masks"],
                 machine,
             )
@@ -116,30 +131,10 @@ def _masks(weight: Tensor, pruned: Tensor, mask: Tensor, pattern: NMPattern) -> 
 
 
 def _kernel(weight: Tensor, pattern: NMPattern) -> tuple[Tensor | None, str]:
-    if not weight.is_cuda:
-        return None, "no 2:4 kernel on CPU"
-    if 4 % pattern.m or pattern.n * (4 // pattern.m) > 2:
-        return None, f"{pattern} is not within 2:4"
+    reason = why_no_kernel(tuple(weight.shape), weight.dtype, weight.device, pattern)
+    if reason is not None:
+        return None, reason
     try:
         return torch.sparse.to_sparse_semi_structured(weight), ""
     except (RuntimeError, ValueError, NotImplementedError) as error:
         return None, str(error).splitlines()[0]
-
-
-def _interleaved(
-    variants: dict[str, Callable[[], Any]], rounds: int, device: torch.device
-) -> dict[str, float]:
-    """Median milliseconds of each variant, after two rounds of warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    with torch.no_grad():
-        for index in range(rounds + 2):
-            for name, run in variants.items():
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                start = time.perf_counter()
-                run()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if index >= 2:
-                    times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(found) for name, found in times.items()}

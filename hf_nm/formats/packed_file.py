@@ -152,6 +152,13 @@ class PackedFile:
             yield unpack_run(kept, bits, length, layout)
             values += size
 
+    def parts(self, name: str) -> tuple[Tensor, Tensor]:
+        """A packed weight's kept entries, flat, as signed integers, and its mask, without padding."""
+        layout, start = self.layouts[name], self.file.entries[name].start
+        size = layout.kept(layout.numel) * layout.itemsize
+        kept = _tensor(self.file.read(start + self._values[name], size), layout.integer)
+        return kept, _tensor(self._mask(self._mask_start(name), 0, layout.numel), torch.uint8)
+
     def _mask_start(self, name: str) -> int:
         entry, layout = self.file.entries[name], self.layouts[name]
         return entry.start + self._values[name] + layout.values_size

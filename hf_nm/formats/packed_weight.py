@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_nm.sparsity.bits import pack_bits, unpack_bits
+from hf_nm.sparsity.bits import byte_positions, pack_bits, unpack_bits
 from hf_nm.sparsity.check import check_shape
 from hf_nm.sparsity.mask import nm_mask
 from hf_nm.sparsity.pattern import NMPattern
@@ -240,8 +240,32 @@ def unpack_run(values: Tensor, mask: Tensor, numel: int, layout: Layout) -> Tens
     """
     kept = unpack_bits(mask, torch.Size([numel]))
     check_mask(kept, layout)
+    if layout.inner == 1:
+        return put_kept(values, mask, numel, layout.pattern)
     bits = torch.zeros(numel, dtype=layout.integer, device=values.device)
     return bits.masked_scatter_(kept, values)
+
+
+def put_kept(values: Tensor, mask: Tensor, numel: int, pattern: NMPattern) -> Tensor:
+    """Undo :func:`pack_run` where groups are consecutive entries, without a look at the mask.
+
+    Args:
+        values: the kept entries, as signed integers, in order.
+        mask: uint8 ``[ceil(numel / 8)]``, which keeps n of each group.
+        numel: how many entries there are.
+        pattern: of the weight.
+
+    Returns:
+        The weight's bits, flat.
+    """
+    bits = torch.zeros(numel, dtype=values.dtype, device=values.device)
+    if 8 % pattern.m or numel % 8:
+        return bits.masked_scatter_(unpack_bits(mask, torch.Size([numel])), values)
+    # A byte at a time: the other way goes through the entries one by one, five times slower on a CPU.
+    positions = byte_positions(pattern.n, pattern.m, values.device)
+    where = torch.nn.functional.embedding(mask.to(torch.int32), positions)
+    bits.view(-1, 8).scatter_(1, where, values.view(-1, where.shape[1]))
+    return bits
 
 
 def check_mask(kept: Tensor, layout: Layout) -> None:

@@ -70,6 +70,17 @@ class StoredTensor:
         layout = Layout(self.dtype, self.shape, pattern, dim)
         return plain_runs(self._plain, self.name, layout)
 
+    def read_packed(self) -> tuple[Tensor, Tensor] | None:
+        """A packed weight's kept entries and mask as they are in the file; None where this is none.
+
+        Returns:
+            Flat, of the weight's dtype; and uint8, one bit for each entry in the order of its memory.
+        """
+        if not isinstance(self._file, PackedFile) or self.layout is None:
+            return None
+        kept, mask = self._file.parts(self.name)
+        return kept.view(self.torch_dtype), mask
+
     def read(self) -> Tensor:
         """All of it."""
         if isinstance(self._file, PackedFile) and self.layout is not None:

@@ -74,6 +74,30 @@ def to_semi_structured(model: ModelT) -> ModelT:
     return model
 
 
+def why_no_kernel(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, pattern: NMPattern
+) -> str | None:
+    """Why torch's 2:4 kernels do not take a weight, or None. (On AMD's GPUs they are hipSPARSELt's,
+    which torch has under the same names.)
+
+    Args:
+        shape: ``(out, in)``.
+        dtype: of the weight.
+        device: where it is.
+        pattern: which it keeps.
+    """
+    if device.type != "cuda":
+        return f"no 2:4 kernel on {device.type}"
+    if 4 % pattern.m or pattern.n * (4 // pattern.m) > 2:
+        return f"{pattern} is not within 2:4"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"dtype {dtype}; the kernels take fp16 and bf16"
+    rows, columns = _CUSPARSELT if torch.backends.cusparselt.is_available() else _CUTLASS
+    if shape[0] % rows or shape[1] % columns:
+        return f"shape {list(shape)} is not a multiple of {rows} x {columns}"
+    return None
+
+
 def _shared(model: nn.Module) -> set[int]:
     seen: set[int] = set()
     twice: set[int] = set()
@@ -88,11 +112,9 @@ def _reason(module: nn.Module, local: str, weight: Tensor, shared: set[int]) -> 
         return f"a {local} of {type(module).__name__}: the kernels serve linear layers only"
     if id(weight) in shared:
         return "shared with another module"
-    if weight.dtype not in (torch.float16, torch.bfloat16):
-        return f"dtype {weight.dtype}; the kernels take fp16 and bf16"
-    rows, columns = _CUSPARSELT if torch.backends.cusparselt.is_available() else _CUTLASS
-    if weight.shape[0] % rows or weight.shape[1] % columns:
-        return f"shape {list(weight.shape)} is not a multiple of {rows} x {columns}"
+    why = why_no_kernel(tuple(weight.shape), weight.dtype, weight.device, NMPattern(2, 4))
+    if why is not None:
+        return why
     if bool((count_kept(weight, NMPattern(2, 4)) > 2).any()):
         return "more than two non-zeros in a group of four"
     return None

@@ -96,19 +96,30 @@ def _refuse_flat_copies(*, deepspeed: bool, fsdp1: bool) -> None:
         )
 
 
-def check_plain(model: nn.Module) -> None:
-    """Refuse what cannot be made sparse in place, and say what to do instead."""
+def check_plain(model: nn.Module, *, may_be_sparse: bool = False) -> None:
+    """Refuse what cannot be changed in place, and say what to do instead.
+
+    Args:
+        model: any module.
+        may_be_sparse: whether it may have N:M layers already.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"hf_nm works on a torch.nn.Module, but got {type(model).__name__}; load the model "
             "first, for example AutoModelForSeq2SeqLM.from_pretrained(...)"
         )
-    sparse = sparse_weights(model)
+    sparse = [] if may_be_sparse else sparse_weights(model)
     if sparse:
         raise ValueError(
             f"the model is already sparse ({len(sparse)} weights, first {sparse[0].name} "
             f"{sparse[0].pattern}); use patterns= to mix patterns in one call, or "
             "hf_nm.finalize(model) first"
+        )
+    packed = [name for name, p in model.named_parameters() if getattr(p, "is_nm_packed", False)]
+    if packed:
+        raise ValueError(
+            f"the model is compressed ({len(packed)} weights, first {packed[0]}), for inference alone; "
+            "load the plain checkpoint to train it"
         )
     kinds = _kinds(model)
     wrapper = next((kind.__name__ for kind in kinds if kind.__name__ in _WRAPPERS), None)

@@ -156,10 +156,7 @@ def restore(
             f"restore needs a model whose config has {KEY!r}, as hf_nm saves it; for a dense model, "
             "or one without a config to record it in, call hf_nm.sparsify(model)"
         )
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for local, weight in module.named_parameters(recurse=False):
-            owners.setdefault(id(weight), []).append((module, local))
+    owners = owners_of_weights(model)
     plans: list[tuple[Holder, Manifest, Method, float | str, list[Target]]] = []
     for holder, manifest in claims:
         found = _claimed_targets(holder, manifest, owners)
@@ -176,6 +173,15 @@ def restore(
     kept_dense = {row.name: f"dense in config.{KEY}" for row in report(model).skipped}
     model._nm_skipped = kept_dense  # type: ignore[assignment]
     return model
+
+
+def owners_of_weights(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Id of a parameter to every module of the model that holds it, with its name there."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for local, weight in module.named_parameters(recurse=False):
+            owners.setdefault(id(weight), []).append((module, local))
+    return owners
 
 
 def _claimed_targets(

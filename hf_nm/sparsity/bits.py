@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,24 @@ def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
     powers = torch.arange(8, dtype=torch.uint8, device=packed.device)
     bits = packed.unsqueeze(-1).bitwise_right_shift(powers).bitwise_and(1).view(torch.bool)
     return bits.reshape(-1)[: shape.numel()].view(shape)
+
+
+@functools.lru_cache(maxsize=64)
+def byte_positions(n: int, m: int, device: torch.device) -> Tensor:
+    """Where in a byte of a mask its kept entries lie, for patterns whose ``m`` divides 8.
+
+    Args:
+        n: entries kept of every group.
+        m: entries of a group: 1, 2, 4 or 8.
+        device: where the table is wanted.
+
+    Returns:
+        int64 ``[256, 8 / m * n]``: for every byte the positions of its ones, lowest first. Rows of bytes
+        that no mask of this pattern has are zeros.
+    """
+    kept = 8 // m * n
+    ones = unpack_bits(torch.arange(256, dtype=torch.uint8), torch.Size([256, 8]))
+    valid = ones.view(256, 8 // m, m).sum(2).eq(n).all(1)
+    table = torch.zeros(256, kept, dtype=torch.int64)
+    table[valid] = ones[valid].nonzero()[:, 1].view(-1, kept)
+    return table.to(device)

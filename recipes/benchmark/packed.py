@@ -5,7 +5,10 @@ of its own.
 
 Two checkpoints in bf16, 2:4: ``tensor``, a folder with one huge weight, and ``model``, a Llama of the
 same size in shards of a quarter of it. Peak RSS is Linux's (``VmHWM``); beside it what the
-process held after its imports. ``load (plain)`` is transformers' own loading, to compare with.
+process held after its imports. ``load (plain)`` is transformers' own loading, to compare with;
+``load (compressed)`` and ``load, compress`` leave the weights packed in memory. After a load one forward
+pass runs; then ``after it`` is the resident memory, and ``without files`` (``RssAnon``) what of it the
+process has for itself, files that are only mapped left out.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ JOBS = {
     "unpack": "hf_nm.unpack(b, c)",
     "load (packed)": "hf_nm.load_packed(b)",
     "load (plain)": "transformers.LlamaForCausalLM.from_pretrained(a)",
+    "load (compressed)": "hf_nm.load_packed(b, compressed=True)",
+    "load, compress": "hf_nm.compress(transformers.LlamaForCausalLM.from_pretrained(a))",
 }
 RUN = """
 import json, sys, time
@@ -42,13 +47,21 @@ import hf_nm
 a, b, c, job = sys.argv[1:]
 if "load" in job or "Llama" in job:
     import transformers
-    transformers.LlamaForCausalLM, hf_nm.load_packed
-def peak():
+    transformers.LlamaForCausalLM, hf_nm.load_packed, hf_nm.compress
+def of(line):
     status = open("/proc/self/status").read()  # ru_maxrss would begin with the parent's
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-before, start = peak(), time.perf_counter()
-eval(job)
-print(json.dumps([before, peak(), time.perf_counter() - start]))
+    return int(status.split(line + ":")[1].split()[0]) / 1024
+before, start = of("VmHWM"), time.perf_counter()
+held = eval(job)
+seconds = time.perf_counter() - start
+if "load" in job:  # what is mapped from a file is not the model's own until it is read
+    with torch.no_grad():
+        tokens = torch.arange(3, 11)[None]
+        logits = held(tokens).logits.double()
+        sums = [logits.sum().item(), logits.abs().sum().item()]
+else:
+    sums = None
+print(json.dumps([before, of("VmHWM"), seconds, of("VmRSS"), of("RssAnon"), sums]))
 """
 
 
@@ -88,9 +101,12 @@ def weight_bytes(folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, default=1.0, help="size of each checkpoint")
-    size = int(parser.parse_args().gib * GIB)
+    parser.add_argument("--kinds", nargs="+", default=["tensor", "model"], help="which checkpoints")
+    args = parser.parse_args()
+    size = int(args.gib * GIB)
     results: dict[str, object] = {"environment": environment(), "bytes": size}
-    for kind, write in (("tensor", write_tensor), ("model", write_model)):
+    writers = {"tensor": write_tensor, "model": write_model}
+    for kind, write in [(kind, writers[kind]) for kind in args.kinds]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write(folder / "a", size)
@@ -100,10 +116,13 @@ def main() -> None:
                     continue
                 command = [sys.executable, "-c", RUN, *paths, job]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                before, peak, seconds = json.loads(done.stdout.splitlines()[-1])
+                before, peak, seconds, *after = json.loads(done.stdout.splitlines()[-1])
+                resident, own, outputs = after
                 results[f"{kind}, {label}"] = {"before": before, "peak": peak, "seconds": seconds}
+                results[f"{kind}, {label}"] |= {"after": resident, "own": own, "outputs": outputs}
                 print(
-                    f"{kind:7} {label:16} {before:5.0f} MiB before, peak {peak:5.0f}, {seconds:.1f} s"
+                    f"{kind:7} {label:17} {before:5.0f} MiB before, peak {peak:5.0f}, "
+                    f"after it {resident:5.0f}, without files {own:5.0f}, {seconds:.1f} s"
                 )
             ratio = weight_bytes(folder / "b") / weight_bytes(folder / "a")
             results[f"{kind}, ratio"] = ratio

@@ -132,7 +132,9 @@ def test_bench(hf, sparse):
         (32, 32): 4,
         (16, 32): 4,
     }
-    assert {row["why_no_kernel"] for row in rows} == {"no 2:4 kernel on CPU"}
+    assert {row["why_no_kernel"] for row in rows} == {"no 2:4 kernel on cpu"}
+    assert {row["packed_way"] for row in rows} == {"unpack"}
+    assert all(row["packed_ms"] > 0 for row in rows)
     assert "2:4 kernel" in hf("bench", sparse, "--rounds", "1", "--tokens", "8")[1]
 
 
