@@ -5,8 +5,12 @@ from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerBase
 
 
 def build_model(recipe: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> MarianMTModel:
-    """Post-norm, ReLU, sinusoidal positions, all embeddings tied; sizes of the options."""
-    return MarianMTModel(
+    """Post-norm, ReLU, sinusoidal positions, all embeddings tied; sizes of the options.
+
+    The search's options go into its generation config, so that whoever opens the checkpoint translates
+    as it was scored.
+    """
+    model = MarianMTModel(
         MarianConfig(
             vocab_size=len(tokenizer),
             d_model=recipe.d_model,
@@ -33,3 +37,7 @@ def build_model(recipe: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> 
             forced_eos_token_id=None,
         )
     )
+    model.generation_config.num_beams = recipe.num_beams
+    if recipe.num_beams > 1:
+        model.generation_config.length_penalty = recipe.length_penalty
+    return model
