@@ -84,7 +84,7 @@ class TokenBatches(_Base):
         return self._loader(self.train_dataset, self.train_sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> TokenDataLoader:
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         sampler = EvalBatchSampler(
             dataset.lengths, self.max_tokens, self.args.process_index, self.args.world_size
         )

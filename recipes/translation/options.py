@@ -136,6 +136,11 @@ class RecipeArguments(recipe_options.SparseArguments):
                     "optimizer, which holds the pruned weights; give --save_strategy steps --save_steps "
                     "N, or --average_checkpoints 1."
                 )
+            if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+                raise ValueError(
+                    f"--average_checkpoints {self.average_checkpoints} reads whole checkpoints, and "
+                    "FSDP's lie in shards; give --average_checkpoints 1, or launch without FSDP."
+                )
             if kept is not None and kept < self.average_checkpoints:
                 raise ValueError(
                     f"--save_total_limit {kept} keeps fewer checkpoints than --average_checkpoints "
