@@ -42,42 +42,39 @@ def main() -> None:
             files = [f"{folder}/train.en", f"{folder}/train.de"]
             with measured("making the corpus up"):
                 write_corpus(files, options.pairs)
-        lengths, rows, pad = prepare(files, options)
-        measure_batches(lengths, rows, pad, options)
+        rows, pad = prepare(files, options)
+        measure_batches(rows, pad, options)
 
 
-def prepare(files: list[str], options: argparse.Namespace) -> tuple[np.ndarray, Any, int]:
-    """Prepare the corpus as train.py does; lengths, token numbers and the padding token."""
+def prepare(files: list[str], options: argparse.Namespace) -> tuple[Any, int]:
+    """Prepare the corpus as train.py does; the rows that are kept, and the padding token."""
     from data import load_pairs
-    from objective import pair_lengths
-    from preparing import clean, joint_vocabulary, token_numbers
+    from preparing import cleaned, joint_vocabulary, token_numbers
 
     with measured("reading the pairs"):
         pairs = load_pairs({"train": files})["train"]
     with measured(f"a vocabulary of {options.vocab_size:,}"):
         tokenizer: Any = joint_vocabulary(pairs, options.vocab_size)
     with measured("tokenizing"):
-        rows = token_numbers(pairs, tokenizer, ("en", "de"), "train")
+        tokens = token_numbers(pairs, tokenizer, ("en", "de"), "train")
     with measured("all of it again, from the cache"):
         pairs = load_pairs({"train": files})["train"]
         joint_vocabulary(pairs, options.vocab_size)
-        rows = token_numbers(pairs, tokenizer, ("en", "de"), "train")
+        tokens = token_numbers(pairs, tokenizer, ("en", "de"), "train")
     with measured("cleaning"):
-        lengths = pair_lengths(rows)
-        fingerprints = np.asarray(rows.with_format("numpy")["pair"][:])
-        kept, counts = clean(
-            fingerprints, lengths, max_length=250, max_ratio=1.5, drop_duplicates=True
-        )
-        rows, lengths = rows.select(kept), lengths[kept]
+        rows, counts = cleaned(tokens, max_length=250, max_ratio=1.5, drop_duplicates=True)
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-    print(f"{len(rows):,} pairs kept; left out: {left_out}; {lengths.sum():,} tokens", flush=True)
-    return lengths, rows, tokenizer.pad_token_id
+    print(
+        f"{len(rows):,} pairs kept; left out: {left_out}; {rows.lengths.sum():,} tokens", flush=True
+    )
+    return rows, tokenizer.pad_token_id
 
 
-def measure_batches(lengths: np.ndarray, rows: Any, pad: int, options: argparse.Namespace) -> None:
+def measure_batches(rows: Any, pad: int, options: argparse.Namespace) -> None:
     """Plan an epoch, and read from the loader for some seconds."""
     from batching import Collator, TokenBatchSampler, TokenDataLoader
 
+    lengths = rows.lengths
     for window in options.sort_window:
         with measured(f"planning, {window:,} sorted together"):
             sampler = TokenBatchSampler(
@@ -111,8 +108,9 @@ def measure_batches(lengths: np.ndarray, rows: Any, pad: int, options: argparse.
 def write_corpus(files: list[str], pairs: int) -> None:
     """Two text files, one sentence a line, 24 words on average."""
     random = np.random.default_rng(0)
-    vocabularies = [np.array([_word(2 * rank + side) for rank in range(TYPES)]) for side in (0, 1)]
-    cumulated = np.cumsum((np.arange(TYPES) + 2.7) ** -1.15)
+    types = min(TYPES, 20 * pairs)
+    vocabularies = [np.array([_word(2 * rank + side) for rank in range(types)]) for side in (0, 1)]
+    cumulated = np.cumsum((np.arange(types) + 2.7) ** -1.15)
     cumulated /= cumulated[-1]
     with (
         open(files[0], "w", encoding="utf-8") as source,

@@ -4,7 +4,8 @@ import os
 
 import numpy as np
 import pytest
-from recipe_loading import importing
+from launching import run_python
+from recipe_loading import RECIPES, importing
 
 with importing("translation"):
     import preparing
@@ -139,3 +140,13 @@ def test_a_batch_with_few_batches_is_halved_evenly():
     sampler = TokenBatchSampler(np.full((9, 2), 5), 1000, batches_per_update=8)
     sizes = sorted(len(batch) for batch in sampler.global_batches(0))
     assert sizes == [1] * 7 + [2]
+
+
+def test_the_benchmark_of_the_input():
+    """Red if it does not run as its README says, or measures rows that the recipe does not read."""
+    small = "--pairs 120 --vocab_size 300 --max_tokens 1000 --sort_window 64 --seconds 0.1"
+    said = run_python(RECIPES / "benchmark" / "input_pipeline.py", *small.split()).stdout
+    for name in ("reading the pairs", "a vocabulary of 300", "tokenizing", "cleaning", "planning"):
+        assert f"\n{name}" in said
+    assert "MiB own" in said
+    assert "tokens a second" in said
