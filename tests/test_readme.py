@@ -97,7 +97,10 @@ PAGES = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/other_tools.md",
-    *(f"recipes/{page}/README.md" for page in ("translation", "classification", "benchmark")),
+    *(
+        f"recipes/{page}/README.md"
+        for page in ("translation", "classification", "vision", "benchmark")
+    ),
     "recipes/classification/results/README.md",
 ]
 

@@ -77,11 +77,23 @@ def model_class(config: Any) -> Any:
     )
 
 
+def needs_own_code(config: Mapping[str, Any]) -> bool:
+    """Whether a model's class is in a file beside its weights (transformers' `auto_map`) and not in
+    transformers, which then opens it with ``trust_remote_code=True``."""
+    import transformers
+
+    name, beside = _architecture(config), config.get("auto_map")
+    return isinstance(beside, dict) and name is not None and not hasattr(transformers, name)
+
+
 def opened_by(config: Mapping[str, Any]) -> tuple[str, str | None]:
     """The class of transformers that opens a model, and its task on the Hub."""
     import transformers
 
     kind, name = str(config.get("model_type")), _architecture(config)
+    if needs_own_code(config):
+        found = ((auto, task) for auto, _, task in _AUTO if auto in config["auto_map"])
+        return next(found, ("AutoModel", None))
     if name is None:
         return "AutoModel", None
     for auto, table, task in _AUTO:

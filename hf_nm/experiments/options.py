@@ -1,20 +1,32 @@
 """What can be set in every recipe, and how options are read: a YAML file, then the command line."""
 
+import argparse
 import difflib
+import errno
 import json
 import math
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoTokenizer, HfArgumentParser, TrainingArguments
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedConfig,
+    TrainingArguments,
+)
 
 from hf_nm.formats.manifest import KEY
+from hf_nm.methods.method import AUTO
 from hf_nm.model.surgery import restore, sparsify
 from hf_nm.trainer.distillation import Distillation
 
@@ -26,6 +38,14 @@ NOT_NEGATIVE = ["learning_rate", "warmup_steps", "weight_decay", "adam_epsilon",
 NOT_NEGATIVE += ["dataloader_num_workers", "seed"]
 
 
+def decay_option(text: str) -> float | str:
+    """What follows ``--decay``: a number, or ``auto``."""
+    try:
+        return text if text == AUTO else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO!r}") from None
+
+
 @dataclass
 class SparseArguments:
     """How a recipe's model becomes sparse: options that all of them have."""
@@ -33,8 +53,9 @@ class SparseArguments:
     method: str = field(default="sr-ste", metadata={"choices": list(METHODS)})
     n: int = field(default=2, metadata={"help": "weights kept of every m"})
     m: int = field(default=4)
-    decay: float = field(
-        default=2e-4, metadata={"help": "SR-STE's pull on pruned weights, gradient units"}
+    decay: decay_option = field(  # type: ignore[valid-type]  # argparse calls what stands here
+        default=2e-4,
+        metadata={"help": "SR-STE's pull on pruned weights, gradient units; or auto"},
     )
     decay_warmup_steps: int = field(
         default=0, metadata={"help": "steps over which the decay rises linearly"}
@@ -125,7 +146,7 @@ class SparseArguments:
         Args:
             kind: the Auto class that opens the teacher.
             model: the student.
-            tokenizer: the student's; the teacher needs the same.
+            tokenizer: the student's, and the teacher needs the same; None for models that have none.
 
         Raises:
             ValueError: there is no such teacher, or one for a dense run, without a trained head, of
@@ -156,8 +177,10 @@ class SparseArguments:
                 f"(first: {missing[0]}), which would be random; give a checkpoint that was trained on "
                 "this task."
             )
-        tokens = opened(AutoTokenizer, "teacher", self.teacher).get_vocab()
-        if tokens != tokenizer.get_vocab():
+        tokens = (
+            {} if tokenizer is None else opened(AutoTokenizer, "teacher", self.teacher).get_vocab()
+        )
+        if tokenizer is not None and tokens != tokenizer.get_vocab():
             raise ValueError(
                 f"--teacher {self.teacher}: its tokenizer has other tokens ({len(tokens)}) than the "
                 f"model's ({len(tokenizer)}), so the same numbers are other words; train both from "
@@ -173,7 +196,7 @@ class SparseArguments:
         """Method, pattern and whatever differs from the defaults, as in `SR-STE 2:4, decay 0.02`."""
         said = [f"{METHODS[self.method]} {self.pattern}" if self.sparse else "dense"]
         if self.method == "sr-ste":
-            said.append(f"decay {self.decay:g}")
+            said.append(f"decay {self.decay if self.decay == AUTO else format(self.decay, 'g')}")
             if self.decay_warmup_steps:
                 said.append(f"rising over {self.decay_warmup_steps} steps")
         if self.sparse and self.mask_interval > 1:
@@ -281,6 +304,48 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
 
 
+@contextmanager
+def one_line_without_room() -> Iterator[None]:
+    """Around a whole program (``@one_line_without_room()`` over its ``main``): where a file cannot be
+    written for want of room, it ends with one line and a non-zero exit, without a traceback.
+
+    What was half-written then counts as nothing: results are written whole or not at all, and half a
+    checkpoint is skipped by a resume.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (said := _no_room(error)) is None:
+            raise
+        raise SystemExit(
+            f"{Path(sys.argv[0]).name}: error: no room to write ({said}); make room, then "
+            "--resume_from_checkpoint True goes on from the last whole checkpoint, --start_over true "
+            "begins anew where there is none."
+        ) from error
+
+
+# A full disk, a quota, the largest size of a file: what Python says of them, safetensors' Rust
+# ("os error 28") and Arrow.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of a file that it could not write torch says no more.
+_TORCH = ("iostream error", "unexpected pos", "PytorchStreamWriter")
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """What an error, or one that it came from, says of room that is missing; None if it is another."""
+    seen = list[BaseException]()
+    while error is not None and error not in seen:
+        seen.append(error)
+        text = (str(error).splitlines() or [""])[0]
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _NO_ROOM or any(os.strerror(code) in text for code in _NO_ROOM):
+            return text
+        if isinstance(error, RuntimeError) and any(part in text for part in _TORCH):
+            return f"torch.save: {text}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def opened(kind: Any, option: str, name: str, **options: Any) -> Any:
     """``kind.from_pretrained(name, **options)`` of an option's value.
 
@@ -294,3 +359,62 @@ def opened(kind: Any, option: str, name: str, **options: Any) -> Any:
         where = "cannot be opened" if there else "no such folder, and not on the Hub"
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"--{option} {name}: {where}: {said}") from error
+
+
+def new_config(
+    name: str, overrides: str | None, head: Mapping[str, Any], sizes: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """The config of a model from scratch.
+
+    Args:
+        name: a model type such as `bert`, or a checkpoint.
+        overrides: the value of `--config_overrides`.
+        head: what the recipe sets, such as labels.
+        sizes: what a model type gets from the data, unless it is overridden or the type lacks it.
+
+    Raises:
+        ValueError: an override is not of the form, names nothing, or its value is refused: one line.
+    """
+    changes = _overrides(overrides)
+    build: Callable = AutoConfig.for_model
+    if name not in CONFIG_MAPPING:
+        build = lambda name, **options: opened(AutoConfig, "config_name", name, **options)  # noqa: E731
+    plain = build(name)
+    for key in changes:
+        if not hasattr(plain, key):
+            near = difflib.get_close_matches(key, plain.to_dict(), n=1)
+            raise ValueError(
+                f"--config_overrides: {name} has no {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else ".")
+            )
+    if name in CONFIG_MAPPING:
+        changes = {key: value for key, value in sizes.items() if hasattr(plain, key)} | changes
+    try:
+        return build(name, **head, **changes)
+    except StrictDataclassError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--config_overrides {overrides}: {said}") from error
+
+
+def _overrides(text: str | None) -> dict[str, Any]:
+    """`hidden_size=128,hidden_act=relu`, or a JSON object, as a dict."""
+    found = {}
+    if text and text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"--config_overrides {text}: not a JSON object ({error}); name=value,name=value is "
+                "taken too."
+            ) from error
+    for part in text.split(",") if text else []:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(
+                f"--config_overrides: {part!r} must be name=value, as in hidden_size=128."
+            )
+        try:
+            found[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:  # a word
+            found[name.strip()] = value.strip()
+    return found

@@ -33,6 +33,7 @@ class CardFacts:
         base_model: what training started from: an id on the Hub, or several.
         task: the Hub's name for what the model does (``pipeline_tag``).
         loads_with: the class of transformers that opens the model.
+        own_code: whether its class is in a file beside the weights.
         processor: the class that opens its tokenizer or image processor.
         revision: the branch it is on, if not ``main``.
     """
@@ -48,6 +49,7 @@ class CardFacts:
     base_model: str | Sequence[str] | None = None
     task: str | None = None
     loads_with: str = "AutoModel"
+    own_code: bool = False
     processor: str | None = None
     revision: str | None = None
 
@@ -133,6 +135,8 @@ def _scores(facts: CardFacts) -> str:
         row = [plain(score.metric), plain(data), _number(score.value), "-", "-", "-"]
         if score.dense is not None:
             row[3:5] = [_number(score.dense), f"{score.value - score.dense:+.4g}"]
+        if score.interval is not None:
+            row[4] += " [{}]".format(", ".join(f"{bound:+.3g}" for bound in score.interval))
         if score.recovery is not None:
             row[5] = f"{score.recovery:.1%}"
         table.append(row)
@@ -143,6 +147,11 @@ def _scores(facts: CardFacts) -> str:
         if score.signature
     }
     lines += sorted(signed)
+    if any(score.interval is not None for score in facts.scores):
+        lines.append(
+            "In brackets: the 95% interval of the difference, from a paired bootstrap over the data's "
+            "examples. It says how far the choice of examples moves it, not another training.\n"
+        )
     return "\n".join(lines)
 
 
@@ -154,7 +163,8 @@ def _usage(facts: CardFacts) -> str:
     lines = [f"from transformers import {', '.join(sorted(classes))}\n"]
     if facts.packed:
         lines.insert(0, "import hf_nm  # transformers alone cannot read the packed form")
-    lines.append(f"model = {facts.loads_with}.from_pretrained({opened})")
+    trusted = ", trust_remote_code=True" if facts.own_code else ""
+    lines.append(f"model = {facts.loads_with}.from_pretrained({opened}{trusted})")
     if facts.processor:
         name = "tokenizer" if facts.processor == "AutoTokenizer" else "processor"
         lines.append(f"{name} = {facts.processor}.from_pretrained({opened})")
@@ -162,6 +172,8 @@ def _usage(facts: CardFacts) -> str:
     if facts.report is None:
         return text
     needed = "Nothing but transformers is needed."
+    if facts.own_code:
+        needed += " (The model's class is in the file beside the weights, which this runs.)"
     if facts.packed:
         needed = (
             "`hf-nm unpack` turns it into plain safetensors, which need nothing but transformers."
@@ -187,7 +199,8 @@ def _training(facts: CardFacts) -> str:
     if facts.manifest is not None:
         recipe["method"] = facts.manifest.method
         if facts.manifest.method == "sr-ste":
-            recipe["method"] += f", decay {facts.manifest.decay:g}"
+            decay = facts.manifest.decay
+            recipe["method"] += f", decay {decay if isinstance(decay, str) else f'{decay:g}'}"
     recipe |= {name: value for name, value in facts.recipe.items() if value is not None}
     if not recipe and facts.sad is None:
         return ""

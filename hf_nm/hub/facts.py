@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_nm.checkpoint.model_class import opened_by
+from hf_nm.checkpoint.model_class import needs_own_code, opened_by
 from hf_nm.checkpoint.verify import verify
 from hf_nm.formats.manifest import KEY, Manifest
 from hf_nm.formats.packed_config import is_packed_config
@@ -43,6 +43,7 @@ def facts_of(folder: Path, repo_id: str, **known: Any) -> CardFacts:
         found["manifest"] = Manifest.from_dict(config[KEY])
     found["packed"] = is_packed_config(config)
     found["loads_with"], found["task"] = opened_by(config)
+    found["own_code"] = needs_own_code(config)
     found["processor"] = _processor(folder, config)
     found["sad"] = sad_summary(read_history(folder))
     found["recipe"] = _recipe_of_run(folder, config)

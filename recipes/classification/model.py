@@ -1,26 +1,20 @@
 """What is trained: a classifier of a checkpoint, or from scratch, with a head for the data's classes."""
 
-import difflib
-import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from data import Labelled
-from huggingface_hub.errors import StrictDataclassError
 from options import RecipeArguments
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from hf_nm.experiments.options import opened
+from hf_nm.experiments.options import new_config, opened
 
 
 def load_model(
@@ -45,7 +39,8 @@ def load_model(
             "problem_type": "single_label_classification",
         }
     if recipe.config_name:
-        config = _new_config(recipe.config_name, recipe, head, len(tokenizer))
+        sizes = {"vocab_size": len(tokenizer)}
+        config = new_config(recipe.config_name, recipe.config_overrides, head, sizes)
         config.pad_token_id = tokenizer.pad_token_id
         try:
             model = AutoModelForSequenceClassification.from_config(config)
@@ -71,54 +66,6 @@ def known_labels(recipe: RecipeArguments) -> list[str]:
         return []
     config = opened(AutoConfig, "model_name_or_path", recipe.model_name_or_path)
     return list(map(str, config.id2label.values()))
-
-
-def _new_config(
-    name: str, recipe: RecipeArguments, head: dict[str, Any], tokens: int
-) -> PreTrainedConfig:
-    changes = _overrides(recipe.config_overrides)
-    build: Callable = AutoConfig.for_model
-    if name not in CONFIG_MAPPING:
-        build = lambda name, **options: opened(AutoConfig, "config_name", name, **options)  # noqa: E731
-    plain = build(name)
-    for key in changes:
-        if not hasattr(plain, key):
-            near = difflib.get_close_matches(key, plain.to_dict(), n=1)
-            raise ValueError(
-                f"--config_overrides: {name} has no {key!r}"
-                + (f"; did you mean {near[0]!r}?" if near else ".")
-            )
-    if name in CONFIG_MAPPING:
-        changes = {"vocab_size": tokens} | changes
-    try:
-        return build(name, **head, **changes)
-    except StrictDataclassError as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"--config_overrides {recipe.config_overrides}: {said}") from error
-
-
-def _overrides(text: str | None) -> dict:
-    """`hidden_size=128,hidden_act=relu`, or a JSON object, as a dict."""
-    found = {}
-    if text and text.lstrip().startswith("{"):
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"--config_overrides {text}: not a JSON object ({error}); name=value,name=value is "
-                "taken too."
-            ) from error
-    for part in text.split(",") if text else []:
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(
-                f"--config_overrides: {part!r} must be name=value, as in hidden_size=128."
-            )
-        try:
-            found[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:  # a word
-            found[name.strip()] = value.strip()
-    return found
 
 
 def _check_head(source: str, recipe: RecipeArguments, data: Labelled) -> None:

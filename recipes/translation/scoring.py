@@ -12,6 +12,7 @@ from options import RecipeArguments
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_nm.experiments.metrics import ChrF, SacreBLEU
+from hf_nm.experiments.results import write_translations
 from hf_nm.experiments.run import Run
 
 
@@ -22,7 +23,8 @@ def score(
     splits: DatasetDict,
     run: Run,
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Translate validation and test set, all processes together.
+    """Translate validation and test set, all processes together; the test set's translations are kept
+    in `translations.jsonl`.
 
     Args:
         recipe: how to search, and how much at once.
@@ -60,6 +62,8 @@ def score(
             {"source": s, "translation": t, "reference": r}
             for s, t, r in zip(sentences[:5], translations, references, strict=False)
         ]
+    if run.state.is_main_process:
+        write_translations(run.out, sentences, translations, references)
     scores = {"metric": "BLEU", **bleu, "signature": scored["signature"], **search}
     return scores | {"sentences": len(sentences), "others": others}, samples
 
@@ -145,6 +149,11 @@ def dictionary_baseline(splits: DatasetDict) -> float:
     """BLEU of the embedded test set where every word is replaced by its commonest translation."""
     guesses = [embedded_corpus().word_by_word(sentence) for sentence in splits["test"]["source"]]
     return _bleu(guesses, list(splits["test"]["target"]), "de")["score"]
+
+
+def signature(language: str) -> str:
+    """How BLEU is computed for a language, before there is anything to score."""
+    return _bleu(["a"], ["a"], language)["signature"]
 
 
 def _bleu(predictions: list[str], references: list[str], language: str) -> dict[str, Any]:

@@ -18,14 +18,16 @@ from model import build_model
 from objective import TokenBatches, label_smoothed_loss
 from options import parse
 from preparing import cleaned, joint_vocabulary, token_numbers
-from scoring import dictionary_baseline, score
+from scoring import dictionary_baseline, score, signature
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 import hf_nm
-from hf_nm.experiments.options import one_line_errors
+from hf_nm.experiments.earlier_runs import check_dense_run, updates_before
+from hf_nm.experiments.options import one_line_errors, one_line_without_room, opened
 from hf_nm.experiments.run import same_outputs, start
 
 
+@one_line_without_room()
 def main() -> None:
     recipe, arguments, run = start("translation", parse)
 
@@ -35,7 +37,12 @@ def main() -> None:
         splits = load_data(recipe)
     with one_line_errors(), run.state.main_process_first():
         tokenizer = run.made_once(
-            AutoTokenizer, lambda: joint_vocabulary(splits["train"], recipe.vocab_size)
+            AutoTokenizer,
+            lambda: (
+                opened(AutoTokenizer, "model_name_or_path", recipe.model_name_or_path)
+                if recipe.model_name_or_path
+                else joint_vocabulary(splits["train"], recipe.vocab_size)
+            ),
         )
     rows, left_out = {}, {}
     rules = {"max_ratio": recipe.max_ratio, "drop_duplicates": recipe.drop_duplicates}
@@ -47,10 +54,11 @@ def main() -> None:
         run.log.info(f"{split}: {len(rows[split]):,} pairs; left out: {said}")
 
     # ---- Model
-    model = build_model(recipe, tokenizer)
     with one_line_errors():
+        model = build_model(recipe, tokenizer)
         options = recipe.trainer_options(AutoModelForSeq2SeqLM, model, tokenizer)
         recipe.sparsify(model)
+        check_dense_run(recipe.dense_run, signature(recipe.target_column))
 
     # ---- Training
     kind: Any = hf_nm.NMSeq2SeqTrainer if recipe.sparse else Seq2SeqTrainer
@@ -106,6 +114,7 @@ def main() -> None:
             left_out=left_out,
             averaged_checkpoints=averaged,
             samples=samples,
+            steps_before=updates_before(recipe.model_name_or_path),
             sparsity=[
                 {
                     "name": layer.name,
@@ -116,8 +125,9 @@ def main() -> None:
                 for layer in run.layers
             ],
         )
-        run.write(results, f"Translation, {recipe.method}", trainer, "nats per token")
-    run.publish(trainer)
+        heading = f"Translation, {recipe.method}"
+        run.write(results, heading, trainer, "nats per token", recipe.dense_run)
+    run.publish(trainer, recipe.dense_run)
     run.close()
 
 

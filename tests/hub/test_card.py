@@ -12,6 +12,7 @@ import pytest
 from hub_repos import check_card
 
 import hf_nm
+from hf_nm.checkpoint.model_class import needs_own_code, opened_by
 from hf_nm.formats.manifest import Manifest
 from hf_nm.hub.card import CardFacts, card_metadata, card_text
 from hf_nm.hub.facts import _recipe_of_run
@@ -56,6 +57,8 @@ def test_numbers() -> None:
     assert "| `layer.0.a\\|bc` | 2x4x8 | 1:4 | 16 | 25.00% |" in text
     assert text.index("layer.0") < text.index("layer.2.") < text.index("layer.10.")
     assert "| method | sr-ste, decay 0.0002 |" in text
+    text = card_text(facts(manifest=Manifest(P24, "sr-ste", "auto", {"x": P24})))
+    assert "| method | sr-ste, decay auto |" in text
 
 
 def test_speed_is_not_promised() -> None:
@@ -84,9 +87,22 @@ def test_scores() -> None:
     assert "BLEU: `a|b`\n" in text
 
 
+def test_interval_beside_dense() -> None:
+    """Red if the interval is not that of the difference, or is explained where there is none."""
+    with_interval = hf_nm.Score("BLEU", 35.47, "x", dense=36.07, interval=(-1.59, 0.33))
+    text = card_text(facts(scores=[with_interval]))
+    assert "| BLEU | x, test | 35.47 | 36.07 | -0.6 [-1.59, +0.33] | 98.3% |" in text
+    assert "paired bootstrap" in text
+    without = hf_nm.Score("BLEU", 35.47, "x", dense=36.07)
+    assert "bootstrap" not in card_text(facts(scores=[without]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"interval": (0.0, 1.0)}, "and dense"),
+        ({"interval": (1.0, 0.0), "dense": 1.0}, "the lower first"),
+        ({"interval": (float("nan"), 0.0), "dense": 1.0}, "finite bounds"),
         ({"value": float("nan")}, "must be finite"),
         ({"dense": float("inf")}, "must be finite"),
         ({"metric": ""}, "name of its metric"),
@@ -124,6 +140,19 @@ def test_snippet() -> None:
     text = card_text(facts(loads_with="AutoModelX", processor="AutoTokenizer", revision="v1"))
     assert "from transformers import AutoModelX, AutoTokenizer\n" in text
     assert 'tokenizer = AutoTokenizer.from_pretrained("me/model", revision="v1")\n' in text
+
+
+def test_a_class_beside_the_weights() -> None:
+    """Red if a reader is told to open a model by a class that does not know it."""
+    config = {"model_type": "own", "architectures": ["OwnForImageClassification"]}
+    config["auto_map"] = {"AutoConfig": "own.A", "AutoModelForImageClassification": "own.B"}
+    auto, task = opened_by(config)
+    assert (auto, task) == ("AutoModelForImageClassification", "image-classification")
+    assert needs_own_code(config)
+    assert not needs_own_code(config | {"architectures": ["BertModel"]})
+    assert not needs_own_code(config | {"auto_map": ["AutoModel"]})
+    text = card_text(facts(loads_with=auto, own_code=True))
+    assert f'model = {auto}.from_pretrained("me/model", trust_remote_code=True)\n' in text
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from hf_nm.experiments.run import CLOCK_FILE
 RECIPES = Path(__file__).parents[2] / "recipes"
 TRANSLATION = RECIPES / "translation"
 CLASSIFICATION = RECIPES / "classification"
+VISION = RECIPES / "vision"
 
 _loaded: dict[str, dict[str, ModuleType]] = {}
 
@@ -55,15 +56,15 @@ def checkpoint_after(seconds: int, checkpoint: Path, folder: Path) -> Path:
     return copied
 
 
-def run(recipe: str, *arguments: object) -> None:
-    """A recipe's `train.py` with these arguments in this process, on one thread, as
-    OMP_NUM_THREADS=1 would have it."""
+def run(recipe: str, *arguments: object, script: str = "train") -> None:
+    """A recipe's `train.py`, or another of its scripts, with these arguments in this process, on one
+    thread, as OMP_NUM_THREADS=1 would have it."""
     threads, argv = torch.get_num_threads(), sys.argv
     torch.set_num_threads(1)
-    sys.argv = [str(RECIPES / recipe / "train.py"), *map(str, arguments)]
+    sys.argv = [str(RECIPES / recipe / f"{script}.py"), *map(str, arguments)]
     try:
         with importing(recipe):
-            importlib.import_module("train").main()
+            importlib.import_module(script).main()
     finally:
         torch.set_num_threads(threads)
         sys.argv = argv
