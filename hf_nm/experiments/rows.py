@@ -57,20 +57,34 @@ def read_lines(file: str | Path) -> Iterator[tuple[int, str]]:
                         f"{file}, line {number}: a NUL byte, so this is a binary or UTF-16 file; "
                         "give UTF-8 text."
                     )
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"{file}, line {number}: byte {error.start} (0x{raw[error.start]:02x}) is "
-                        "not UTF-8; convert it (iconv -f latin1 -t utf-8), or unpack an archive."
-                    ) from None
-                yield number, text.removesuffix("\n").removesuffix("\r")
+                yield number, decoded_line(raw, number, f"{file}, ")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
             f"{file}: not a whole gzip file ({error}); drop .gz or copy it again."
         ) from None
     if not number:
         raise ValueError(f"{file}: the file is empty; give one with text in it.")
+
+
+def decoded_line(raw: bytes, number: int, where: str = "") -> str:
+    """A line's text, without its end and, in line 1, without a byte order mark.
+
+    Args:
+        raw: as it was read.
+        number: from 1.
+        where: put before the number in the message.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}line {number}: byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8; convert "
+            "it (iconv -f latin1 -t utf-8), or unpack an archive."
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def read_rows(

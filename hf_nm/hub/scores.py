@@ -66,8 +66,8 @@ class DamagedRunError(ValueError):
 
 
 def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list[Score]:
-    """The test score in a run's `results.json`; nothing if the folder has none, another's, or one that
-    is not finite.
+    """The test scores in a run's `results.json`, the main one first; nothing if the folder has none,
+    another's, or a main one that is not finite.
 
     Args:
         folder: the output directory of a recipe.
@@ -87,7 +87,7 @@ def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list
         if dense_run is not None:
             raise
         return []
-    dense = None
+    dense: dict[tuple[Any, ...], float] = {}
     if dense_run is not None:
         other = read_run(Path(dense_run) / "results.json")
         pair = [
@@ -98,27 +98,40 @@ def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list
                 f"{dense_run} is a {other['method']} run scored as {pair[1]}, but {folder} needs a "
                 f"dense one scored as {pair[0]}; give the dense run of the same recipe and data."
             )
-        dense = other["score"]["test"]
+        dense = {_measured(row): row["test"] for row in _rows(other)}
     beside = run.get("vs_dense")  # written with the run, where its dense run was named
-    if beside is not None and dense in (None, beside["score"]):
-        dense = beside["score"]
+    main = _measured(run["score"])
+    interval = None
+    if beside is not None and dense.get(main) in (None, beside["score"]):
+        dense[main] = beside["score"]
         interval = (beside["low"], beside["high"]) if beside["low"] is not None else None
-    else:
-        interval = None
-    score = run["score"]
-    if not math.isfinite(score["test"]):  # the correlation with a constant has no value
-        return []
     data = run.get("data") or run.get("recipe", "test set")
     return [
         Score(
-            score["metric"],
-            score["test"],
+            row["metric"],
+            row["test"],
             data,
-            dense=dense,
-            interval=interval,
-            signature=score["signature"],
+            row.get("split", "test"),
+            dense.get(_measured(row)),
+            signature=row["signature"],
+            interval=interval if row is run["score"] else None,
         )
+        for row in _rows(run)
     ]
+
+
+def _rows(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run's scores of the test set that have a value; without the main one there are no others."""
+    score = run["score"]
+    if not math.isfinite(score["test"]):  # the correlation with a constant has no value
+        return []
+    others = score.get("others", [])
+    return [score, *(row for row in others if row["test"] is not None)]
+
+
+def _measured(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a score is of, and how it was computed."""
+    return row["metric"], row.get("split"), row["signature"]
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -179,6 +192,17 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _scores(value: Any) -> bool:
+    fits = {"metric": _text, "signature": _text, "split": _text}
+    return isinstance(value, list) and all(
+        isinstance(row, dict)
+        and {"metric", "test", "signature"} <= row.keys()
+        and (row["test"] is None or _number(row["test"]))
+        and all(fits[key](row[key]) for key in fits.keys() & row.keys())
+        for row in value
+    )
+
+
 def _object(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -194,6 +218,7 @@ HELD: dict[str, Callable[[Any], bool]] = {
     "score.test": _number_or_none,
     "score.metric": _text,
     "score.signature": lambda value: value is None or _text(value),
+    "score.others": _scores,
     "time.train_s": lambda value: _number(value) and value >= 0,
     "time.steps": _count,
     "sad.total": _number,
@@ -212,4 +237,4 @@ HELD: dict[str, Callable[[Any], bool]] = {
     "vs_dense.high": lambda value: value is None or _number(value),
     **dict.fromkeys(("arm", "task", "data", "recipe"), _text),
 }
-OPTIONAL = {"time.steps"}  # older recipes did not write it
+OPTIONAL = {"time.steps", "score.others"}  # older recipes did not write them

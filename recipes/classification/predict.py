@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import logging
 
 import hf_nm  # noqa: F401  # with it, transformers reads packed folders too
+from hf_nm.experiments.rows import decoded_line
 
 DESCRIPTION = """\
 Classify the sentences on standard input, one a line; a tab separates the two sentences of a pair.
@@ -116,14 +117,7 @@ def _batches(stream: Iterable[bytes], size: int) -> Iterator[list[str]]:
 
 
 def _line(number: int, raw: bytes) -> str:
-    try:
-        line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"line {number}: byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8; convert the "
-            "text (iconv -f latin1 -t utf-8)."
-        ) from None
-    line = line.removesuffix("\n").removesuffix("\r")
+    line = decoded_line(raw, number)
     if line.count("\t") > 1:
         raise ValueError(
             f"line {number}: {line.count(chr(9))} tabs; give one sentence, or two with a tab between."

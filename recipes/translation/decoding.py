@@ -33,6 +33,8 @@ def translate(
     Returns:
         Translations, and how many sources were cut.
     """
+    if not sentences:  # fast tokenizers fail on none
+        return [], 0
     state = PartialState()
     model.eval()
     tokens = tokenizer(sentences)["input_ids"]

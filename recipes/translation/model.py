@@ -13,13 +13,16 @@ SIZES += ["encoder_ffn_dim", "max_position_embeddings"]
 def build_model(recipe: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> MarianMTModel:
     """Post-norm, ReLU, sinusoidal positions, all embeddings tied; sizes of the options.
 
+    The search's options go into its generation config, so that whoever opens the checkpoint translates
+    as it was scored.
+
     Raises:
         ValueError: the model of `--model_name_or_path` cannot be opened, or has other sizes.
     """
     wanted = _config(recipe, tokenizer)
     start = recipe.model_name_or_path
     if not start:
-        return MarianMTModel(wanted)
+        return _searching(MarianMTModel(wanted), recipe)
     dropouts = ("dropout", "attention_dropout", "activation_dropout")
     model = opened(
         MarianMTModel,
@@ -35,7 +38,7 @@ def build_model(recipe: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> 
                 f"--model_name_or_path {start}: its {name} is {there}, but the options say {needed}; "
                 "give the options that it was trained with."
             )
-    return model
+    return _searching(model, recipe)
 
 
 def _config(recipe: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> MarianConfig:
@@ -64,3 +67,10 @@ def _config(recipe: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Mari
         decoder_start_token_id=tokenizer.pad_token_id,
         forced_eos_token_id=None,
     )
+
+
+def _searching(model: MarianMTModel, recipe: RecipeArguments) -> MarianMTModel:
+    model.generation_config.num_beams = recipe.num_beams
+    if recipe.num_beams > 1:
+        model.generation_config.length_penalty = recipe.length_penalty
+    return model

@@ -1,10 +1,10 @@
 """What is minimised, over which tokens: smoothed loss per target token of the whole update."""
 
 import math
+import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
@@ -52,17 +52,26 @@ class TokenBatches(_Base):
     alike.
 
     Put it before the Trainer class, `class Trainer(TokenBatches, Seq2SeqTrainer)`, and set the two
-    class attributes. The data sets need the columns `input_ids`, `labels`, `source_tokens` and
-    `target_tokens`.
+    class attributes. The data sets are `TokenRows`.
+
+    Added to every log that has a training loss, over the updates since the log before and all processes:
+
+    - `tokens_per_second`: tokens of source and target, without padding. Evaluation and what is between
+      two logs' updates (such as saving right after a log) do not count as time.
+    - `padding`: the share of padding among all positions of source and target.
     """
 
     max_tokens: int
     sort_window: int
+    _tokens = _positions = 0  # of this process since the last log
+    _seconds = 0.0  # spent otherwise meanwhile
+    _since: float | None = None
 
     @cached_property
     def train_sampler(self) -> TokenBatchSampler:
+        rows: Any = self.train_dataset
         return TokenBatchSampler(
-            pair_lengths(self.train_dataset),
+            rows.lengths,
             self.max_tokens,
             batches_per_update=self.args.world_size * self.args.gradient_accumulation_steps,
             rank=self.args.process_index,
@@ -75,14 +84,13 @@ class TokenBatches(_Base):
         return self._loader(self.train_dataset, self.train_sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> TokenDataLoader:
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         sampler = EvalBatchSampler(
-            pair_lengths(dataset), self.max_tokens, self.args.process_index, self.args.world_size
+            dataset.lengths, self.max_tokens, self.args.process_index, self.args.world_size
         )
         return self._loader(dataset, sampler)
 
     def _loader(self, dataset: Any, sampler: Any) -> TokenDataLoader:
-        # Not `accelerator.prepare`d: the sampler has dealt out the shares (see batching.py).
         tokenizer: Any = self.processing_class
         return TokenDataLoader(
             dataset,
@@ -91,6 +99,27 @@ class TokenBatches(_Base):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self._since is None:
+            self._since = time.perf_counter()
+        mask, labels = inputs["attention_mask"], inputs["labels"]  # not on the device yet
+        self._tokens += int(mask.sum()) + int((labels != -100).sum())
+        self._positions += mask.numel() + labels.numel()
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self._since is not None:
+            spent = time.perf_counter() - self._since - self._seconds
+            counts = torch.tensor([self._tokens, self._positions], device=self.args.device)
+            tokens, positions = self.accelerator.reduce(counts, "sum").tolist()
+            logs = logs | {
+                "tokens_per_second": tokens / spent,
+                "padding": 1 - tokens / positions,
+            }
+            self._tokens = self._positions = 0
+            self._seconds, self._since = 0.0, None
+        super().log(logs, *args, **kwargs)
 
     def get_total_train_batch_size(self, args: Any) -> int:
         """Mean sentence pairs of an update; the Trainer's samples per second rest on it."""
@@ -106,6 +135,7 @@ class TokenBatches(_Base):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """`eval_loss` as in training, `eval_nll` unsmoothed: nats per token of the whole set."""
+        started = time.perf_counter()
         model: Any = self.model
         loss: Any = self.compute_loss_func
         model.eval()
@@ -125,6 +155,7 @@ class TokenBatches(_Base):
             f"{metric_key_prefix}_loss": math.fsum(row[0] for row in sums) / tokens,
             f"{metric_key_prefix}_nll": math.fsum(row[1] for row in sums) / tokens,
         }
+        self._seconds += time.perf_counter() - started
         nothing: Any = None  # of predictions; the loss is what is asked for
         return EvalLoopOutput(
             predictions=nothing,
@@ -132,9 +163,3 @@ class TokenBatches(_Base):
             metrics=metrics,
             num_samples=len(dataloader.dataset),
         )
-
-
-def pair_lengths(dataset: Any) -> np.ndarray:
-    """[pairs, 2]: tokens of source and target, end-of-sentence included."""
-    columns = dataset.with_format("numpy")
-    return np.stack([columns["source_tokens"][:], columns["target_tokens"][:]], axis=1)

@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerFast
 PAD, EOS = "<pad>", "</s>"
 
 
-def train_bpe(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_bpe(
+    sentences: Iterable[str] | Iterable[list[str]], vocab_size: int, *, progress: bool = False
+) -> PreTrainedTokenizerFast:
     """Learn merges from the sentences of both languages together.
 
     Works on bytes, so no text is ever unknown, and `decode(encode(text), skip_special_tokens=True)`
@@ -24,9 +26,10 @@ def train_bpe(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerF
     end-of-sentence token 1.
 
     Args:
-        sentences: all training sentences, source and target.
+        sentences: all training sentences, source and target, one by one or in lists.
         vocab_size: tokens wanted, the 256 bytes and 2 special tokens included; small texts yield
             fewer.
+        progress: whether bars are shown.
     """
     if vocab_size < 258:
         raise ValueError(
@@ -44,7 +47,7 @@ def train_bpe(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerF
             vocab_size=vocab_size,
             special_tokens=[PAD, EOS],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            show_progress=progress,
         ),
     )
     bpe.post_processor = processors.TemplateProcessing(

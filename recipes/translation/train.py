@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from averaging import average_checkpoints
 from batching import Collator
 from data import load_data
 from model import build_model
 from objective import TokenBatches, label_smoothed_loss
 from options import parse
+from preparing import cleaned, joint_vocabulary, token_numbers
 from scoring import dictionary_baseline, score, signature
-from tokenizer import train_bpe
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 import hf_nm
@@ -30,48 +31,34 @@ from hf_nm.experiments.run import same_outputs, start
 def main() -> None:
     recipe, arguments, run = start("translation", parse)
 
-    # ---- Data: sentences, then token numbers
-    with one_line_errors(), run.state.main_process_first():  # the others find a download finished
-        splits, left_out = load_data(recipe)
+    # ---- Data: sentences, then token numbers, prepared once (the others find it done)
+    columns = (recipe.source_column, recipe.target_column)
+    with one_line_errors(), run.state.main_process_first():
+        splits = load_data(recipe)
     with one_line_errors(), run.state.main_process_first():
         tokenizer = run.made_once(
             AutoTokenizer,
             lambda: (
-                train_bpe(
-                    (text for column in ("source", "target") for text in splits["train"][column]),
-                    recipe.vocab_size,
-                )
-                if not recipe.model_name_or_path
-                else opened(AutoTokenizer, "model_name_or_path", recipe.model_name_or_path)
+                opened(AutoTokenizer, "model_name_or_path", recipe.model_name_or_path)
+                if recipe.model_name_or_path
+                else joint_vocabulary(splits["train"], recipe.vocab_size)
             ),
         )
-
-        def tokenize(rows: dict[str, list[str]]) -> dict[str, list]:
-            source, target = (tokenizer(rows[side])["input_ids"] for side in ("source", "target"))
-            sizes = {"source_tokens": [*map(len, source)], "target_tokens": [*map(len, target)]}
-            return {"input_ids": source, "labels": target, **sizes}
-
-        tokens = splits.map(tokenize, batched=True, remove_columns=["source", "target"])
-
-    for split in ("train", "validation"):
-        kept = tokens[split].filter(
-            lambda source, target: max(source, target) <= recipe.max_length,
-            input_columns=["source_tokens", "target_tokens"],
-        )
-        too_long = len(tokens[split]) - len(kept)
-        run.log.info(
-            f"{split}: {len(kept):,} pairs; left out: {too_long} longer than {recipe.max_length} "
-            f"tokens, {left_out.get(split, 0)} with an empty side"
-        )
-        left_out[split] = left_out.get(split, 0) + too_long
-        tokens[split] = kept
+    rows, left_out = {}, {}
+    rules = {"max_ratio": recipe.max_ratio, "drop_duplicates": recipe.drop_duplicates}
+    for split, others in {"train": rules, "validation": {}}.items():
+        with run.state.main_process_first():
+            tokens = token_numbers(splits[split], tokenizer, columns, split)
+        rows[split], left_out[split] = cleaned(tokens, max_length=recipe.max_length, **others)
+        said = ", ".join(f"{count:,} {reason}" for reason, count in left_out[split].items())
+        run.log.info(f"{split}: {len(rows[split]):,} pairs; left out: {said}")
 
     # ---- Model
     with one_line_errors():
         model = build_model(recipe, tokenizer)
         options = recipe.trainer_options(AutoModelForSeq2SeqLM, model, tokenizer)
         recipe.sparsify(model)
-        check_dense_run(recipe.dense_run, signature())
+        check_dense_run(recipe.dense_run, signature(recipe.target_column))
 
     # ---- Training
     kind: Any = hf_nm.NMSeq2SeqTrainer if recipe.sparse else Seq2SeqTrainer
@@ -84,8 +71,8 @@ def main() -> None:
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=tokens["train"],
-            eval_dataset=tokens["validation"],
+            train_dataset=rows["train"],
+            eval_dataset=rows["validation"],
             processing_class=tokenizer,
             compute_loss_func=partial(
                 label_smoothed_loss, smoothing=arguments.label_smoothing_factor
@@ -95,31 +82,37 @@ def main() -> None:
         trainer.get_train_dataloader(), trainer.get_eval_dataloader()  # whether any pair is left
     torch.manual_seed(arguments.seed + run.state.process_index)  # own dropout in every process
     run.train(trainer)
+    averaged = []
+    if recipe.average_checkpoints > 1:
+        averaged = average_checkpoints(
+            trainer.model, run.out, recipe.average_checkpoints, run.state.is_main_process
+        )
+        run.log.info(f"averaged the dense weights of updates {', '.join(map(str, averaged))}")
     losses = trainer.evaluate()
     model.config.use_cache = True  # training has turned it off
     trained = run.save(trainer)
 
     # ---- Score: the saved checkpoint, opened as anybody would open it
     reloaded = AutoModelForSeq2SeqLM.from_pretrained(run.out).to(run.device)
-    examples = tokens["validation"].select(range(min(4, len(tokens["validation"])))).to_list()
+    examples = [rows["validation"][number] for number in range(min(4, len(rows["validation"])))]
     probe = Collator(tokenizer.pad_token_id)(examples)
     inputs = {name: tensor.to(run.device) for name, tensor in probe.items() if name != "labels"}
     equal = same_outputs(trained, reloaded, inputs | {"use_cache": False})
     scored, samples = score(recipe, reloaded, tokenizer, splits, run)
 
     if run.state.is_main_process:
-        embedded = recipe.corpus == "embedded" and not recipe.train_files
         results = run.results(
             trainer,
             reloaded,
-            data="files" if recipe.train_files else recipe.corpus,
+            data=recipe.data,
             score=scored,
             reloaded_equal=equal,
-            dictionary_baseline=dictionary_baseline(splits) if embedded else None,
+            dictionary_baseline=dictionary_baseline(splits) if recipe.has_dictionary else None,
             validation_loss=losses["eval_loss"],
             validation_nll=losses["eval_nll"],
             pairs={split: len(rows) for split, rows in splits.items()},
             left_out=left_out,
+            averaged_checkpoints=averaged,
             samples=samples,
             steps_before=updates_before(recipe.model_name_or_path),
             sparsity=[

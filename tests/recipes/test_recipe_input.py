@@ -21,18 +21,18 @@ def test_read_text_pairs(tmp_path):
     with gzip.open(tmp_path / "x.de.gz", "wt", encoding="utf-8") as file:
         file.write(german)
     files = [str(tmp_path / "x.en"), str(tmp_path / "x.de.gz")]
-    assert read_pairs(files) == (["one\u2028still one", "two"], ["eins", "zwei"])
+    assert list(read_pairs(files)) == [("one\u2028still one", "eins"), ("two", "zwei")]
 
 
 def test_read_tables(tmp_path):
     """Red if quotes are eaten, columns are taken by position, or nested JSON is not found."""
     (tmp_path / "x.tsv").write_text('id\tde\ten\n7\t"eins\tone "1"\n', "utf-8")
-    assert read_pairs([str(tmp_path / "x.tsv")]) == (['one "1"'], ['"eins'])
+    assert list(read_pairs([str(tmp_path / "x.tsv")])) == [('one "1"', '"eins')]
     rows = [{"en": "a", "de": "b"}, {"translation": {"en": "c", "de": "d"}}]
     with gzip.open(tmp_path / "x.jsonl.gz", "wt") as file:
         file.write("\n".join(map(json.dumps, rows)))
-    assert read_pairs([str(tmp_path / "x.jsonl.gz")]) == (["a", "c"], ["b", "d"])
-    assert read_pairs([str(tmp_path / "x.jsonl.gz")], "de", "en") == (["b", "d"], ["a", "c"])
+    assert list(read_pairs([str(tmp_path / "x.jsonl.gz")])) == [("a", "b"), ("c", "d")]
+    assert list(read_pairs([str(tmp_path / "x.jsonl.gz")], "de", "en")) == [("b", "a"), ("d", "c")]
 
 
 BAD_FILES = [
@@ -55,37 +55,46 @@ def test_bad_files(tmp_path, files, message):
     """Red if bad input is read as something else, or the error names no file."""
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in files]
     with pytest.raises(ValueError, match=message):
-        read_pairs([str(tmp_path / name) for name in files])
+        list(read_pairs(paths))
+    with pytest.raises(ValueError, match=message):
+        load_pairs({"train": paths})
 
 
 def test_empty_sides(tmp_path):
-    """Red if an empty training pair is lost silently, or an empty test pair changes the score."""
+    """Red if an empty test pair, which would change the score, is left out silently, or told by a wrong
+    number."""
     (tmp_path / "x.en").write_text("a\n\nc\n")
     (tmp_path / "x.de").write_text("a\nb\n \n")
+    (tmp_path / "good").write_text("a\n")
     files = [str(tmp_path / "x.en"), str(tmp_path / "x.de")]
-    splits, left_out = load_pairs({"train": files})
-    assert splits["train"].to_list() == [{"source": "a", "target": "a"}]
-    assert left_out == {"train": 2}
-    with pytest.raises(ValueError, match="sentence pair 2 of the test split has an empty side"):
-        load_pairs({"test": files})
+    good = [str(tmp_path / "good")] * 2
+    given = ["--train_files", *files, "--validation_files", *good]
+    recipe, _ = parse([*given, "--test_files", *good])
+    assert load_data(recipe)["train"]["target"][:] == ["a", "b", " "]  # cleaned later
+    recipe, _ = parse([*given, "--test_files", *files])
+    with pytest.raises(
+        ValueError, match=r"x.de: sentence pair 2 of the test split has an empty side"
+    ):
+        load_data(recipe)
+
+
+WMT14 = str(TRANSLATION / "configs" / "wmt14_base.yaml")
+
+
+def hub_data() -> DatasetDict:
+    pairs = [{"translation": {"de": "eins", "en": "one"}}]
+    pairs += [{"translation": {"de": "zwei", "en": "two"}}]
+    return DatasetDict({name: Dataset.from_list(pairs) for name in ("train", "validation", "test")})
 
 
 def test_hub_data(monkeypatch, tmp_path):
     """Red if the Hub's pairs are turned round: this recipe translates into German."""
-    pairs = [
-        {"translation": {"de": "eins", "en": "one"}},
-        {"translation": {"de": "zwei", "en": "two"}},
-    ]
-    hub = DatasetDict(
-        {split: Dataset.from_list(pairs) for split in ("train", "validation", "test")}
-    )
     asked = []
-    monkeypatch.setattr("datasets.load_dataset", lambda *name: asked.append(name) or hub)
-    recipe, _ = parse(
-        [str(TRANSLATION / "configs" / "wmt14_base.yaml"), "--output_dir", str(tmp_path)]
-    )
-    splits, _ = load_data(recipe)
+    monkeypatch.setattr("datasets.load_dataset", lambda *name: asked.append(name) or hub_data())
+    recipe, _ = parse([WMT14, "--output_dir", str(tmp_path)])
+    splits = load_data(recipe)
     assert asked == [("wmt14", "de-en")]
     assert splits["test"].to_list() == [
         {"source": "one", "target": "eins"},
@@ -96,7 +105,93 @@ def test_hub_data(monkeypatch, tmp_path):
         load_data(recipe)
 
 
-@pytest.mark.parametrize("config", ["embedded", "local", "wmt14_base"])
+def test_other_languages_and_directions(monkeypatch, tmp_path):
+    """Red if another pair or direction needs more than its names in the options, or a language that
+    is not there fails later than at its name."""
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *name: asked.append(name) or hub_data())
+    turned = [
+        WMT14,
+        "--source_column",
+        "de",
+        "--target_column",
+        "en",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    recipe, _ = parse([*turned, "--dataset", "opus_books", "--dataset_config", "de-en"])
+    splits = load_data(recipe)
+    assert asked == [("opus_books", "de-en")]
+    assert splits["train"].to_list()[0] == {"source": "eins", "target": "one"}
+    recipe, _ = parse([WMT14, "--target_column", "fr"])
+    with pytest.raises(ValueError, match=r"no translation.fr among .*'translation.de'"):
+        load_data(recipe)
+    recipe, _ = parse(["--source_column", "de", "--target_column", "en"])
+    english = load_data(parse([])[0])["train"][0]
+    german = load_data(recipe)["train"][0]
+    assert (german["source"], german["target"]) == (english["target"], english["source"])
+    recipe, _ = parse(["--target_column", "fr"])
+    with pytest.raises(ValueError, match="the embedded corpus has the languages en and de"):
+        load_data(recipe)
+
+
+def test_a_data_set_without_a_test_set(monkeypatch):
+    """Red if it fails after training."""
+    halved = hub_data()
+    del halved["test"]
+    monkeypatch.setattr("datasets.load_dataset", lambda *name: halved)
+    with pytest.raises(ValueError, match="has the splits train, validation, but no test"):
+        load_data(parse([WMT14])[0])
+
+
+@pytest.mark.parametrize("size", ["base", "big"])
+def test_wmt14_is_the_fields_setup(size):
+    """Red if a value differs from Vaswani et al.'s, or from what the field scores."""
+    recipe, arguments = parse([str(TRANSLATION / "configs" / f"wmt14_{size}.yaml")])
+    recipe.check(arguments)
+    model = (recipe.d_model, recipe.ffn_dim, recipe.layers, recipe.heads, recipe.dropout)
+    assert model == {"base": (512, 2048, 6, 8, 0.1), "big": (1024, 4096, 6, 16, 0.3)}[size]
+    steps = {"base": 100_000, "big": 300_000}[size]
+    assert (arguments.max_steps, arguments.warmup_steps) == (steps, 4000)
+    assert arguments.lr_scheduler_type == "inverse_sqrt"
+    assert arguments.learning_rate == pytest.approx((recipe.d_model * 4000) ** -0.5, rel=1e-3)
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.adam_epsilon) == (0.9, 0.98, 1e-9)
+    assert arguments.label_smoothing_factor == 0.1
+    assert recipe.max_tokens * arguments.gradient_accumulation_steps == 25_000
+    assert 32_000 <= recipe.vocab_size <= 37_000
+    assert (recipe.num_beams, recipe.length_penalty, recipe.average_checkpoints) == (4, 0.6, 5)
+    assert (recipe.dataset, recipe.dataset_config, recipe.test_subset) == (
+        "wmt14",
+        "de-en",
+        "wmt14",
+    )
+    assert (recipe.source_column, recipe.target_column) == ("en", "de")
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 8), (2, 4), (8, 1)])
+def test_an_update_is_the_same_on_every_number_of_processes(monkeypatch, processes, accumulation):
+    """Red if the accumulation does not make up for the processes."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    recipe, arguments = parse([WMT14])
+    recipe._share_updates(arguments)
+    assert arguments.gradient_accumulation_steps == accumulation
+
+
+def test_updates_that_cannot_be_shared(monkeypatch):
+    """Red if three processes would train on other updates without a word."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    recipe, arguments = parse([WMT14])
+    with pytest.raises(
+        ValueError, match="are 8, which 3 processes cannot share alike; give --max_tok"
+    ):
+        recipe._share_updates(arguments)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe, arguments = parse([WMT14, "--gradient_accumulation_steps", "8"])
+    with pytest.raises(ValueError, match="contradicts --update_tokens 25000, which makes it 4"):
+        recipe._share_updates(arguments)
+
+
+@pytest.mark.parametrize("config", ["embedded", "local", "wmt14_base", "wmt14_big"])
 def test_shipped_configs(config, tmp_path):
     """Red if a shipped file has a key the recipe does not know."""
     path = TRANSLATION / "configs" / f"{config}.yaml"

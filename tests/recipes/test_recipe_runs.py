@@ -3,12 +3,13 @@
 import json
 import math
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from launching import launch_two
+from launching import launch_two, run_python
 from recipe_loading import TRANSLATION, checkpoint_after, importing, run
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
@@ -127,17 +128,73 @@ def test_resume_skips_what_was_seen(toy_files, two_runs, tmp_path):
         assert torch.equal(weight, others[name]), name
 
 
-def test_wmt14_config_starts_offline(toy_files, tmp_path):
-    """Red if the big configuration needs the network, or its sizes do not build."""
-    config = TRANSLATION / "configs" / "wmt14_base.yaml"
-    run_here(
-        *[config, *toy_files, "--output_dir", tmp_path, "--max_steps", "2", "--logging_steps", "1"],
-        # two layers instead of twelve, and micro-batches for 48 sentences: the rest as shipped
-        *["--layers", "1", "--max_tokens", "64", "--num_beams", "1", "--save_strategy", "no"],
-    )
+def test_resumed_by_another_number_of_processes(toy_files, two_runs, tmp_path):
+    """Red if what two processes began, in the middle of an epoch, another number goes on with
+    otherwise."""
+    one, two = two_runs
+    checkpoint = checkpoint_after(1000, two / "checkpoint-5", tmp_path / "before")
+    shutil.copy(two / "options.json", tmp_path / "before")  # which are compared
+    # Of dropout, which is off here; each process has its own.
+    with pytest.warns(UserWarning, match="saved by another number of processes"):
+        run_here(
+            *[EMBEDDED, *toy_files, *TINY.split(), "--output_dir", tmp_path],
+            *["--gradient_accumulation_steps", "2", "--resume_from_checkpoint", checkpoint],
+        )
+    last = [[row for row in _history(f) if "loss" in row][-1] for f in (tmp_path, one)]
+    assert last[0] == last[1]
+    weights = load_file(tmp_path / "model.safetensors")
+    others = load_file(one / "model.safetensors")
+    for name, weight in weights.items():
+        assert torch.equal(weight, others[name]), name
+
+
+def test_another_direction_by_options_alone(toy_files, tmp_path):
+    """Red if German to English needs more than the names of the columns, or is scored as German."""
+    turned = [option.replace(".en", ".x").replace(".de", ".en") for option in toy_files]
+    turned = [option.replace(".x", ".de") for option in turned]
+    options = [*TINY.split(), "--source_column", "de", "--target_column", "en", "--max_steps", "2"]
+    run_here(EMBEDDED, *turned, *options, "--output_dir", tmp_path, "--num_beams", "1")
     results = json.loads((tmp_path / "results.json").read_text())
-    assert (results["steps"], results["method"]) == (2, "sr-ste")
-    assert [2048, 512] in [row["shape"] for row in results["sparsity"]]
+    first = embedded_corpus().splits["test"][0]
+    assert (results["samples"][0]["source"], results["samples"][0]["reference"]) == first[::-1]
+    signatures = {row["metric"]: row["signature"] for row in results["score"]["others"]}
+    assert "tok:moses-en" in signatures["tokenised BLEU, compounds split"]
+    assert results["dictionary_baseline"] is None
+
+
+def test_logs_and_scores(two_runs):
+    """Red if throughput or padding is not logged, or a score stands in one of the two files only."""
+    one, _ = two_runs
+    rows = json.loads((one / "trainer_state.json").read_text())["log_history"]
+    training = [row for row in rows if "loss" in row]
+    assert all(row["tokens_per_second"] > 0 for row in training)
+    assert all(0 < row["padding"] < 0.5 for row in training)
+    others = json.loads((one / "results.json").read_text())["score"]["others"]
+    card = (one / "README.md").read_text()
+    assert [row["metric"] for row in others] == ["chrF", "tokenised BLEU, compounds split"]
+    for row in others:
+        assert row["metric"] in card
+        assert row["signature"] in card
+
+
+@pytest.mark.slow
+def test_wmt14_as_written(toy_files, tmp_path):
+    """Red if the configuration needs the network, or does not run as it is on one and two processes:
+    whole Transformer-base, its updates, averaged checkpoints, beam search."""
+    config = TRANSLATION / "configs" / "wmt14_base.yaml"
+    given = [config, *toy_files, "--max_steps", "2", "--logging_steps", "1", "--use_cpu"]
+    run_python(TRANSLATION / "train.py", *given, "--output_dir", tmp_path / "one")
+    launch_two(TRANSLATION / "train.py", *given, "--output_dir", tmp_path / "two")
+    found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    for results in found:
+        assert (results["steps"], results["method"]) == (2, "sr-ste")
+        assert results["averaged_checkpoints"] == [2]
+        assert [2048, 512] in [row["shape"] for row in results["sparsity"]]
+        assert len(results["sparsity"]) == 6 * 6 + 6 * 10
+        assert (results["score"]["num_beams"], results["score"]["length_penalty"]) == (4, 0.6)
+    # the same updates: 48 short sentences are one of 8 micro-batches, over both processes
+    assert found[0]["epochs"] == found[1]["epochs"] == 2
+    assert [results["hardware"]["processes"] for results in found] == [1, 2]
 
 
 def test_learns_from_a_teacher(toy_files, two_runs, tmp_path):
