@@ -43,6 +43,9 @@ class SparseArguments:
     freeze_masks_at: int | None = field(
         default=None, metadata={"help": "the last step at which masks are computed"}
     )
+    compact_state: bool = field(
+        default=False, metadata={"help": "hold masks and pruned weights in fewer bytes"}
+    )
     teacher: str | None = field(
         default=None, metadata={"help": "a dense checkpoint of the same task to learn from"}
     )
@@ -145,6 +148,7 @@ class SparseArguments:
             "mask_interval": self.mask_interval,
             "freeze_masks_at": self.freeze_masks_at,
             "decay_warmup_steps": self.decay_warmup_steps,
+            "compact_state": self.compact_state,
         }
         if not self.teacher:
             return options

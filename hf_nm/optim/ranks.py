@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from hf_nm.methods.method import Aside
-from hf_nm.model.parts import Parts
+from hf_nm.model.parts import Parts, Whole
 from hf_nm.model.sharding import (
     is_sharded,
     placement_of,
@@ -98,7 +98,8 @@ def _nothing(w: SparseWeight) -> Parts:
     mask, zeros = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=dtype)
     make = w.state.spec.method.extras
     extras = {} if make is None else make(zeros, mask)
-    return Parts(mask, w.state.step_pattern, zeros if keeps else None, extras)
+    held = Whole(mask, zeros if keeps else None, w.state.step_pattern, w.state.dim)
+    return Parts(held, extras)
 
 
 def _disagreeing(weights: list[SparseWeight]) -> list[SparseWeight]:

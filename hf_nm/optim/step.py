@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_nm.model.sharding import local, placed_as
+from hf_nm.model.sharding import placed_as
 from hf_nm.model.weights import SparseWeight
 from hf_nm.sparsity.check import BrokenPatternError, broken_weight
 
@@ -97,9 +97,8 @@ class Step:
             gradient, state = w.weight.grad, w.state
             if gradient is not None:
                 gradient = w.weight.grad = placed_as(gradient, w.weight)
-                assert state.mask is not None
                 strength = state.spec.decay * scale * (-1.0 if id(w.weight) in ascending else 1.0)
-                state.method.adjust_gradient(local(gradient), state.aside, state.mask, strength)
+                state.adjust_gradient(w.weight, gradient, strength)
 
     def _merge(self, w: SparseWeight) -> None:
         stray = w.state.merge(w.weight)
@@ -119,8 +118,8 @@ class Step:
         flips: dict[str, Tensor] = {}
         for index, w in enumerate(self.opened):
             changed = w.state.split(w.weight, update_mask=w.state.updates_mask)
-            mask = w.state.mask
             before = None if self._masks_before is None else self._masks_before[index]
+            mask = None if before is None else w.state.mask
             if before is not None and mask is not None:  # masks moved in between: count the net
                 changed = torch.count_nonzero(before != mask)
             if changed is not None:
