@@ -43,11 +43,12 @@ LEFT_BY_A_RUN = (
     OPTIONS_FILE,
 )
 
-# Options that may change when a run is resumed: where things go, what is logged and kept, how processes
-# talk. Whatever is not named here is compared, also what a later transformers adds. Evaluation is
-# compared: it draws random numbers, so dropout after it is another.
+# Options that may change when a run is resumed: where things go, what is logged and kept, how much
+# memory is held, how processes talk. Whatever is not named here is compared, also what a later
+# transformers adds. Evaluation is compared: it draws random numbers, so dropout after it is another.
 HARMLESS = {
     *("output_dir", "resume_from_checkpoint", "start_over", "arm", "dense_run", "run_name"),
+    "compact_state",
     *("disable_tqdm", "report_to", "project", "do_train", "do_eval", "do_predict", "local_rank"),
     *(
         "debug",
