@@ -89,6 +89,19 @@ def test_same_bits_as_whole_tensors(n, m, dim, dtype, device):
         assert_same_bits(compact.unpack_pruned(values, bits, shape, pattern, dim), pruned, "R")
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_order_of_the_values(rows):
+    """Red if the values of a group are not in the order of their places, by the table (two rows fill
+    bytes) or counted, or those of groups along the rows do not lie row by row."""
+    weight = torch.tensor([[1.0, 9, 2, 8], [7, 3, 6, 4], [5, -5, -6, 0]])[:rows]
+    expected = torch.tensor([1.0, 2, 3, 4, -5, 0])[: 2 * rows]
+    bits = pack_bits(nm_mask(weight, 2, 4))
+    assert torch.equal(compact.pack_pruned(weight, bits, NMPattern(2, 4)), expected)
+    bits = pack_bits(nm_mask(weight.t(), 2, 4, 0))
+    along_rows = compact.pack_pruned(weight.t(), bits, NMPattern(2, 4), 0)
+    assert torch.equal(along_rows.view(2, rows), expected.view(rows, 2).t())
+
+
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("dim", list(AROUND))
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (5, 7)])
