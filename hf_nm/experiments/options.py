@@ -2,10 +2,8 @@
 
 import argparse
 import difflib
-import errno
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +61,9 @@ class SparseArguments:
     mask_interval: int = field(default=1, metadata={"help": "optimizer steps between new masks"})
     freeze_masks_at: int | None = field(
         default=None, metadata={"help": "the last step at which masks are computed"}
+    )
+    compact_state: bool = field(
+        default=False, metadata={"help": "hold masks and pruned weights in fewer bytes"}
     )
     teacher: str | None = field(
         default=None, metadata={"help": "a dense checkpoint of the same task to learn from"}
@@ -166,6 +167,7 @@ class SparseArguments:
             "mask_interval": self.mask_interval,
             "freeze_masks_at": self.freeze_masks_at,
             "decay_warmup_steps": self.decay_warmup_steps,
+            "compact_state": self.compact_state,
         }
         if not self.teacher:
             return options
@@ -302,48 +304,6 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
-
-
-@contextmanager
-def one_line_without_room() -> Iterator[None]:
-    """Around a whole program (``@one_line_without_room()`` over its ``main``): where a file cannot be
-    written for want of room, it ends with one line and a non-zero exit, without a traceback.
-
-    What was half-written then counts as nothing: results are written whole or not at all, and half a
-    checkpoint is skipped by a resume.
-    """
-    try:
-        yield
-    except Exception as error:
-        if (said := _no_room(error)) is None:
-            raise
-        raise SystemExit(
-            f"{Path(sys.argv[0]).name}: error: no room to write ({said}); make room, then "
-            "--resume_from_checkpoint True goes on from the last whole checkpoint, --start_over true "
-            "begins anew where there is none."
-        ) from error
-
-
-# A full disk, a quota, the largest size of a file: what Python says of them, safetensors' Rust
-# ("os error 28") and Arrow.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Of a file that it could not write torch says no more.
-_TORCH = ("iostream error", "unexpected pos", "PytorchStreamWriter")
-
-
-def _no_room(error: BaseException | None) -> str | None:
-    """What an error, or one that it came from, says of room that is missing; None if it is another."""
-    seen = list[BaseException]()
-    while error is not None and error not in seen:
-        seen.append(error)
-        text = (str(error).splitlines() or [""])[0]
-        number = error.errno if isinstance(error, OSError) else None
-        if number in _NO_ROOM or any(os.strerror(code) in text for code in _NO_ROOM):
-            return text
-        if isinstance(error, RuntimeError) and any(part in text for part in _TORCH):
-            return f"torch.save: {text}"
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def opened(kind: Any, option: str, name: str, **options: Any) -> Any:

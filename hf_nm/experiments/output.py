@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -20,6 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,12 @@ LEFT_BY_A_RUN = (
     OPTIONS_FILE,
 )
 
-# Options that may change when a run is resumed: where things go, what is logged and kept, how processes
-# talk. Whatever is not named here is compared, also what a later transformers adds. Evaluation is
-# compared: it draws random numbers, so dropout after it is another.
+# Options that may change when a run is resumed: where things go, what is logged and kept, how much
+# memory is held, how processes talk. Whatever is not named here is compared, also what a later
+# transformers adds. Evaluation is compared: it draws random numbers, so dropout after it is another.
 HARMLESS = {
     *("output_dir", "resume_from_checkpoint", "start_over", "arm", "dense_run", "run_name"),
+    "compact_state",
     *("disable_tqdm", "report_to", "project", "do_train", "do_eval", "do_predict", "local_rank"),
     *(
         "debug",
@@ -303,3 +306,45 @@ def _holder(path: Path) -> str:
         return f"process {held['process']} on {held['host']} (since {held['since']})"
     except (ValueError, OSError, KeyError):  # it is just being written
         return "another process"
+
+
+@contextmanager
+def one_line_without_room() -> Iterator[None]:
+    """Around a whole program (``@one_line_without_room()`` over its ``main``): where a file cannot be
+    written for want of room, it ends with one line and a non-zero exit, without a traceback.
+
+    What was half-written then counts as nothing: results are written whole or not at all, and half a
+    checkpoint is skipped by a resume.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (said := _no_room(error)) is None:
+            raise
+        raise SystemExit(
+            f"{Path(sys.argv[0]).name}: error: no room to write ({said}); make room, then "
+            "--resume_from_checkpoint True goes on from the last whole checkpoint, --start_over true "
+            "begins anew where there is none."
+        ) from error
+
+
+# A full disk, a quota, the largest size of a file: what Python says of them, safetensors' Rust
+# ("os error 28") and Arrow.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of a file that it could not write torch says no more.
+_TORCH = ("iostream error", "unexpected pos", "PytorchStreamWriter")
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """What an error, or one that it came from, says of room that is missing; None if it is another."""
+    seen = list[BaseException]()
+    while error is not None and error not in seen:
+        seen.append(error)
+        text = (str(error).splitlines() or [""])[0]
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _NO_ROOM or any(os.strerror(code) in text for code in _NO_ROOM):
+            return text
+        if isinstance(error, RuntimeError) and any(part in text for part in _TORCH):
+            return f"torch.save: {text}"
+        error = error.__cause__ or error.__context__
+    return None

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hf_nm.model.sharding import local, placed_as
+from hf_nm.model.sharding import placed_as
 from hf_nm.model.weights import SparseWeight
 from hf_nm.sparsity.check import BrokenPatternError, broken_weight
 from hf_nm.sparsity.divergence import MaskHistory
@@ -132,9 +132,7 @@ def do_all(actions: Iterable[Callable[[], None]]) -> None:
 
 def adjust_gradient(w: SparseWeight, gradient: Tensor, strength: Strength) -> None:
     """Change one weight's gradient by its method."""
-    state = w.state
-    assert state.mask is not None
-    state.method.adjust_gradient(local(gradient), state.aside, state.mask, strength.of(w))
+    w.state.adjust_gradient(w.weight, gradient, strength.of(w))
 
 
 def is_plain(gradient: Tensor, dtype: torch.dtype, shape: torch.Size) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hf_nm.grouping.fused import ADJUSTS, Fused
 from hf_nm.grouping.gathered import Gathered
 from hf_nm.grouping.group import Group, Histories, Separate
+from hf_nm.methods.held import Whole
 from hf_nm.methods.method import Aside
 from hf_nm.model.sharding import is_sharded
 from hf_nm.model.weights import SparseWeight
@@ -79,17 +80,22 @@ class Groups:
     def _look(self) -> tuple[list[int], list[torch.dtype]]:
         return [p.data_ptr() for p in self._whole], [p.dtype for p in self._whole]
 
-    def hold(self, step: int, *, held: bool, frozen: bool | None = None) -> None:
-        """Tell all weights which step it is, whether their masks stay until the next, and whether
-        for good (None: as before)."""
+    def hold(
+        self, step: int, *, held: bool, frozen: bool | None = None, compact: bool | None = None
+    ) -> None:
+        """Tell all weights which step it is, whether their masks stay until the next, whether for good,
+        and in which form they keep what they remember (None: as before)."""
         if not self._tightens and all(
-            s.mask_held is held and (frozen is None or s.mask_frozen is frozen)
+            s.mask_held is held
+            and (frozen is None or s.mask_frozen is frozen)
+            and (compact is None or s.is_compact is compact)
             for s in self._states
         ):
             return
         for state in self._states:
             state.at_step(step)
             state.hold(held=held, frozen=state.mask_frozen if frozen is None else frozen)
+            state.hold_compact(state.is_compact if compact is None else compact)
 
     def written(self) -> list[str]:
         """Names of weights that held a value at a pruned place in a step since this was last asked.
@@ -111,8 +117,8 @@ def _key(w: SparseWeight) -> object:
     is_built_in = method.is_plain and any(method.adjust_gradient is known for known in ADJUSTS)
     if parts is None or not is_built_in or state.spec.method.pattern_at is not None:
         return None
-    if state.spec.is_automatic:  # a decay of its own at each step
-        return None
+    if state.spec.is_automatic or not isinstance(parts.held, Whole):
+        return None  # a decay of its own at each step, or bits
     if (parts.aside is None) != (method.keeps is Aside.NOTHING):
         return None
     tensors = [weight, parts.mask] if parts.aside is None else [weight, parts.mask, parts.aside]

@@ -23,4 +23,4 @@ def zero_pruned_gradient(
     zero_pruned_(gradient, mask)
 
 
-FIXED = Method("fixed", zero_pruned_gradient, moves_masks=False, uses_decay=False)
+FIXED = Method("fixed", zero_pruned_gradient, moves_masks=False, uses_decay=False, by_entry=True)

@@ -81,6 +81,9 @@ class Method:
         pattern_at: ``(step, pattern)`` to the pattern of masks that are computed at that optimizer step,
             for patterns that tighten: with the same m, and the weight's own in the end, since a
             checkpoint claims that one. Step 0 is before training.
+        by_entry: whether ``adjust_gradient`` treats each entry by itself, whatever the shape: with a
+            compact state it then gets a weight in flattened runs, and nothing of the whole weight's size
+            has to be laid out for it.
 
     Raises:
         ValueError: the name is not one, or the options do not fit together.
@@ -95,6 +98,7 @@ class Method:
     project: Project | None = None
     extras: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
     pattern_at: Callable[[int, NMPattern], NMPattern] | None = None
+    by_entry: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not METHOD_NAME.fullmatch(self.name):

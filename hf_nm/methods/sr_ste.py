@@ -24,4 +24,4 @@ def add_decay(gradient: Tensor, aside: Tensor | None, mask: Tensor, decay: float
         gradient.add_(aside, alpha=decay)
 
 
-SR_STE = Method("sr-ste", add_decay)
+SR_STE = Method("sr-ste", add_decay, by_entry=True)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hf_nm.methods.auto_decay import DECAY
+from hf_nm.methods.held import Compact, Whole
 from hf_nm.methods.method import AUTO, Aside, Method, check_decay
 from hf_nm.model.sharding import Placement
-from hf_nm.sparsity.mask import breaks_mask, count_kept, split_, zero_pruned_
+from hf_nm.sparsity.mask import count_kept, zero_pruned_
 from hf_nm.sparsity.pattern import NMPattern
 
 
@@ -84,74 +85,112 @@ class Parts:
     """What waits beside one parameter; tensors of the parameter's shape, or of this process's part.
 
     Args:
-        mask: ``E``, bool.
-        pattern: what the mask follows: the spec's, or the looser one of an earlier step.
-        aside: what the method keeps beside the sparse weight (the pruned part ``R``, or ``W``), in the
-            weight's dtype; None where it keeps nothing.
+        held: the mask and what the method keeps aside, in one of two forms.
         extras: named tensors of the mask's shape or of none: :meth:`Spec.extras`.
         placement: how the weight is cut that they belong to; None where it is whole.
         agreed: where the weight is sharded, whether all processes have settled on the masks of their
             parts.
     """
 
-    mask: Tensor
-    pattern: NMPattern
-    aside: Tensor | None = None
+    held: Whole | Compact
     extras: dict[str, Tensor] = field(default_factory=dict)
     placement: Placement | None = None
     agreed: bool = False
 
+    @property
+    def mask(self) -> Tensor:
+        """``E``, bool: the very tensor where it is held whole, else a new one."""
+        return self.held.mask
+
+    @property
+    def aside(self) -> Tensor | None:
+        """What the method keeps beside the sparse weight: the very tensor where it is held whole."""
+        return self.held.aside
+
+    @property
+    def pattern(self) -> NMPattern:
+        """What the mask follows: the spec's, or the looser one of an earlier step."""
+        return self.held.pattern
+
+    def hold_mask_of(self, part: Tensor) -> bool:
+        """Whether the mask is one of these values: not one of memory that ``to_empty()`` left as it was,
+        either. Waits for the device."""
+        return self.held.obeyed_by(part) and self.is_exact()
+
+    def is_exact(self) -> bool:
+        """Whether the mask keeps exactly n of every group. Waits for the device."""
+        kept = count_kept(self.mask, self.pattern, self.held.dim)
+        return bool((kept == self.pattern.n).all())
+
+    def merge(self, part: Tensor, keeps: Aside) -> Tensor:
+        """Let ``part`` hold ``W`` in place of ``S``, as :func:`hf_nm.sparsity.mask.merge_` does; what is
+        aside is what the method ``keeps``."""
+        if keeps is not Aside.DENSE or self.held.aside is None:
+            return self.held.merge(part)
+        stray = self.held.look(part)
+        if part.device.type != "cpu" or not stray:
+            part.copy_(self.held.aside)
+        return stray
+
+    def in_form(self, keeps: Aside, *, compact: bool) -> Parts:
+        """The same held compact, or whole; what is aside is what the method ``keeps``."""
+        return replace(self, held=self.held.compact(keeps) if compact else self.held.whole())
+
     def tensors(self) -> list[Tensor]:
         """Mask, what is aside, and extras, in an order that all processes share."""
-        aside = [] if self.aside is None else [self.aside]
-        return [self.mask, *aside, *(tensor for _, tensor in sorted(self.extras.items()))]
+        return [*self.held.tensors(), *(tensor for _, tensor in sorted(self.extras.items()))]
 
     def cast(self, dtype: torch.dtype) -> Parts:
         """The same for a weight of another dtype."""
-        return self if self.aside is None else replace(self, aside=self.aside.to(dtype))
+        return replace(
+            self, held=self.held.moved(lambda t: t.to(dtype) if t.is_floating_point() else t)
+        )
+
+    def moved(self, fn: Callable[[Tensor], Tensor]) -> Parts:
+        """The same on another device, or in another dtype, each tensor by ``fn``; numbers keep it."""
+        held = self.held.moved(fn)
+        device = held.tensors()[0].device
+        extras = {
+            name: fn(tensor) if tensor.ndim else tensor.to(device)
+            for name, tensor in self.extras.items()
+        }
+        return replace(self, held=held, extras=extras)
 
     def following(self, part: Tensor, keeps: Aside) -> Parts:
         """The same on the device of a weight, what has the weight's dtype in its present one; with what
-        the method keeps aside, where nothing was while the mask was frozen."""
-        aside, extras = self.aside, {}
-        for name, tensor in self.extras.items():
-            cast = aside is not None and tensor.dtype == aside.dtype
-            extras[name] = tensor.to(part if cast else part.device)
-        if aside is None and keeps is not Aside.NOTHING:
-            aside = part.clone() if keeps is Aside.DENSE else torch.zeros_like(part)
-        aside = None if aside is None else aside.to(part)
-        return replace(self, mask=self.mask.to(part.device), aside=aside, extras=extras)
+        the method keeps aside, where nothing was while the mask was frozen. Itself if it is so."""
+        dtypes = {t.dtype for t in self.held.tensors() if t.is_floating_point()}
+        held = self.held.moved(lambda t: t.to(part) if t.is_floating_point() else t.to(part.device))
+        if not dtypes and keeps is not Aside.NOTHING:
+            held = held.with_room(keeps, part)
+            if keeps is Aside.DENSE:
+                held.write_dense(part)
+        extras = {
+            name: tensor.to(part if tensor.dtype in dtypes and tensor.ndim else part.device)
+            for name, tensor in self.extras.items()
+        }
+        found = replace(self, held=held, extras=extras)
+        same = zip(found.tensors(), self.tensors(), strict=False)
+        is_so = len(found.tensors()) == len(self.tensors()) and all(a is b for a, b in same)
+        return self if is_so else found
 
-    def split(self, part: Tensor, keeps: Aside, dim: int) -> None:
+    def split(self, part: Tensor, keeps: Aside) -> None:
         """Let ``part``, which holds ``W``, hold its kept entries, by the mask as it is and by nothing
         of a method's own."""
-        if keeps is Aside.DENSE and self.aside is not None:
-            self.aside.copy_(part)
+        if keeps is Aside.DENSE and self.held.aside is not None:
+            self.held.write_dense(part)
             zero_pruned_(part, self.mask)
         else:
-            split_(part, self.aside, self.mask, self.pattern, dim, update_mask=False)
+            self.held.split(part, update_mask=False)
 
     def mapped(self, fn: Callable[[Tensor], Tensor], placement: Placement | None) -> Parts:
-        """The same of another placement, each tensor by ``fn``; not agreed on."""
-        aside = None if self.aside is None else fn(self.aside)
+        """The same of another placement, held whole, each tensor by ``fn``; not agreed on."""
+        whole = self.held.whole()
+        aside = None if whole.aside is None else fn(whole.aside)
         extras = {name: fn(tensor) for name, tensor in sorted(self.extras.items())}
-        return Parts(fn(self.mask), self.pattern, aside, extras, placement)
-
-
-def obeys(part: Tensor, mask: Tensor) -> bool:
-    """Whether the local part of a weight is zero where a mask says so."""
-    return mask.shape == part.shape and not breaks_mask(part, mask)
+        return Parts(replace(whole, mask=fn(whole.mask), aside=aside), extras, placement)
 
 
 def follows(part: Tensor, pattern: NMPattern, dim: int) -> bool:
     """Whether no group of a weight's local part holds more than the pattern allows."""
     return bool((count_kept(part, pattern, dim) <= pattern.n).all())
-
-
-def belongs(part: Tensor, parts: Parts, dim: int) -> bool:
-    """Whether the mask is one of these values, too: of its pattern, and obeyed by them."""
-    if not obeys(part, parts.mask):
-        return False
-    # to_empty() fills a mask with whatever was in memory
-    n = parts.pattern.n
-    return bool((count_kept(parts.mask, parts.pattern, dim) == n).all())

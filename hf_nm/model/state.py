@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from hf_nm.methods.fixed import FIXED
+from hf_nm.methods.held import Whole
 from hf_nm.methods.method import Aside, Method
-from hf_nm.model.parts import Parts, Spec, belongs, follows, obeys
+from hf_nm.model.parts import Parts, Spec, follows
 from hf_nm.model.sharding import (
     check_shards,
     chunk,
@@ -27,7 +28,7 @@ from hf_nm.model.watch import Stage, Watch
 from hf_nm.processes import several_processes
 from hf_nm.sparsity.bits import fingerprint
 from hf_nm.sparsity.check import broken_weight
-from hf_nm.sparsity.mask import breaks_mask, merge_, nm_mask, split_, zero_pruned_
+from hf_nm.sparsity.mask import nm_mask, zero_pruned_
 from hf_nm.sparsity.pattern import NMPattern
 
 BY_MASK = 0  # in place of a fingerprint, where none can be compared
@@ -47,6 +48,7 @@ class NMState:
         mask_frozen: whether it stays for good (``freeze_masks_at``): then nothing is kept aside.
         step_pattern: what the next mask that is computed follows; the spec's pattern unless the method
             tightens it. (The present mask's is ``parts.pattern``.)
+        is_compact: whether parts are held in fewer bytes (``compact_state``).
         restored: after an optimizer's checkpoint gave the parts, the fingerprint of the sparse weight
             that belongs to them; else None.
         watch: notices an optimizer that is not attached.
@@ -59,6 +61,7 @@ class NMState:
         self.is_dense = self.on_request = False
         self.mask_held = False
         self.mask_frozen = False
+        self.is_compact = False
         self.step_pattern = self.spec.pattern_at(0)
         self.restored: int | None = None
         self.watch = Watch()
@@ -87,12 +90,12 @@ class NMState:
 
     @property
     def mask(self) -> Tensor | None:
-        """``E`` of this process's part; None on the meta device."""
+        """``E`` of this process's part, unpacked where it is compact; None on the meta device."""
         return None if self.parts is None else self.parts.mask
 
     @property
     def aside(self) -> Tensor | None:
-        """What the method keeps beside this process's part of the sparse weight."""
+        """What the method keeps beside this process's part of the sparse weight, unpacked too."""
         return None if self.parts is None else self.parts.aside
 
     @property
@@ -110,7 +113,7 @@ class NMState:
 
     def obeyed_by(self, weight: Tensor) -> bool:
         """Whether this process's part of the weight is zero where its mask says so."""
-        return self.mask is not None and obeys(local(weight), self.mask)
+        return self.parts is not None and self.parts.held.obeyed_by(local(weight))
 
     def breaks(self, weight: Tensor) -> bool:
         """Whether the parameter holds values that its mask does not allow, or its pattern while other
@@ -119,8 +122,8 @@ class NMState:
         if self.is_dense or part.device.type == "meta":
             return False
         agreed = self.watch.stage is Stage.STEPPED or is_sharded(weight) or not several_processes()
-        if self.mask is not None and self.fits(weight) and agreed:
-            return breaks_mask(part, self.mask)
+        if self.parts is not None and self.fits(weight) and agreed:
+            return not self.parts.held.obeyed_by(part)
         parts = self.parts or self.waiting
         return parts is not None and not follows(part, parts.pattern, self.dim)
 
@@ -133,7 +136,7 @@ class NMState:
             parts: of the parameter as it is cut now.
             restored: fingerprint of the sparse weight that they belong to, where a checkpoint gave them.
         """
-        self.parts, self.waiting, self.restored = parts, None, restored
+        self.parts, self.waiting, self.restored = self._in_form(parts), None, restored
 
     def empty(self) -> None:
         """Forget the parts; what waits stays."""
@@ -150,20 +153,26 @@ class NMState:
         self.restored = None
 
     def hold(self, *, held: bool, frozen: bool) -> None:
-        """Say whether masks stay until the next step, and whether for good."""
+        """Say whether masks stay until the next step, and whether for good: nothing is aside then."""
         self.mask_held, self.mask_frozen = held, frozen
-        self._keep_what_the_method_keeps()
+        parts = self.parts
+        if parts is None or self.is_dense or self.method.keeps is not Aside.NOTHING:
+            return
+        if any(tensor.is_floating_point() for tensor in parts.held.tensors()):
+            self.parts = replace(parts, held=parts.held.without_aside())
+
+    def hold_compact(self, compact: bool) -> None:
+        """Say whether parts are held in fewer bytes, and hold the present ones so."""
+        if compact != self.is_compact:
+            self.is_compact = compact
+            self.parts = None if self.parts is None else self._in_form(self.parts)
 
     def at_step(self, step: int) -> None:
         """Compute masks by the pattern of an optimizer step from now on."""
         self.step_pattern = self.spec.pattern_at(step)
 
-    def _keep_what_the_method_keeps(self) -> None:
-        """Drop what is aside where the method in force keeps nothing."""
-        if self.parts is None or self.is_dense or self.method.keeps is not Aside.NOTHING:
-            return
-        if self.parts.aside is not None:
-            self.parts = replace(self.parts, aside=None)
+    def _in_form(self, parts: Parts) -> Parts:
+        return parts.in_form(self.spec.method.keeps, compact=self.is_compact)
 
     # -- what happens to the parameter -----------------------------------------------------------------
 
@@ -183,20 +192,21 @@ class NMState:
             self.parts = None
             return
         own, agreed = self.parts, self.agrees(weight)
-        if own is not None and not self.updates_mask and belongs(part, own, self.dim):
+        if own is not None and not self.updates_mask and own.hold_mask_of(part):
             kept, mask, pattern = True, own.mask, own.pattern
         else:
             kept, pattern = False, self.step_pattern
             mask = nm_mask(part, pattern.n, pattern.m, self.dim)
         extras = self.spec.extras(part, mask)
-        self.parts = Parts(mask, pattern, None, extras, placement_of(weight), agreed)
+        self.parts = self._in_form(
+            Parts(Whole(mask, None, pattern, self.dim), extras, placement_of(weight), agreed)
+        )
         if self.method.is_plain:
             self._split(part, update_mask=False)
         elif not follows(part, pattern, self.dim):
             self._split(part, update_mask=not kept)
         elif self.method.keeps is not Aside.NOTHING:
-            aside = part.clone() if self.method.keeps is Aside.DENSE else torch.zeros_like(part)
-            self.parts = replace(self.parts, aside=aside)
+            self.parts = self.parts.following(part, self.method.keeps)
 
     def match_placement(self, weight: Tensor) -> None:
         """Have parts for a parameter that came from the meta device or was sharded, which no hook tells
@@ -226,7 +236,7 @@ class NMState:
                 )
             self.parts = None
         if self.parts is not None:  # `parameter.data = parameter.data.float()` moves nothing else
-            self._follow(part)
+            self.parts = self.parts.following(part, self.method.keeps)
             return
         if self.waiting is None:
             self.project_dense(weight)
@@ -237,9 +247,9 @@ class NMState:
             if came_back
             else self.waiting.mapped(lambda tensor: chunk(tensor, weight), placement_of(weight))
         )
-        if obeys(part, own.mask.to(part.device)):
-            self.parts = own
-            self._follow(part)
+        own = own.following(part, self.method.keeps)
+        if own.held.obeyed_by(part):
+            self.parts = self._in_form(own)
         elif not is_sharded(weight):
             self.project_dense(weight)
         if not is_sharded(weight):
@@ -282,7 +292,8 @@ class NMState:
         if self.restored is not None and self.belongs_to(weight):
             self.confirm()  # what is written from here on need not be what was saved
         part = local(weight)
-        stray = self._merge(part)
+        assert self.parts is not None
+        stray = self.parts.merge(part, self.method.keeps)
         if part.device.type != "cpu" or not stray:
             self.is_dense, self.on_request = True, on_request
         return stray
@@ -299,23 +310,34 @@ class NMState:
             return self._split(local(weight), update_mask=update_mask)
         except BaseException:  # out of a method's own score or projection: by the mask as it is
             assert self.parts is not None
-            self.parts.split(local(weight), self.method.keeps, self.dim)
+            self.parts.split(local(weight), self.method.keeps)
             raise
         finally:
             self.is_dense = self.on_request = False
 
+    def adjust_gradient(self, weight: Tensor, gradient: Tensor, decay: float | Tensor) -> None:
+        """Change the gradient of a parameter that holds ``W`` as the method does.
+
+        Args:
+            weight: the parameter.
+            gradient: of the loss at ``S``, placed as the weight is; changed in place.
+            decay: strength of the SR-STE term, in the gradient's units.
+        """
+        assert self.parts is not None
+        self.parts.held.adjust(local(gradient), local(weight), self.method, decay)
+
     def take_as_dense(self) -> None:
         """The parameter was overwritten: what it holds is the dense weight, and nothing is aside."""
         self.is_dense = self.on_request = True
-        if self.aside is not None:
-            self.aside.zero_()
+        if self.parts is not None:
+            self.parts.held.zero_aside()
 
     def dense(self, weight: Tensor) -> Tensor:
         """``W`` as a new tensor of the weight's shape, sharded as it is."""
         self.match_placement(weight)
         dense = local(weight).clone()
         if not self.is_dense and self.parts is not None:
-            self._merge(dense)
+            self.parts.merge(dense, self.method.keeps)
         return like_weight(dense, weight)
 
     def follow(self, weight: Tensor) -> None:
@@ -324,18 +346,12 @@ class NMState:
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast what waits beside the weight, as ``nn.Module._apply`` does the weight."""
-        if self.parts is None:
+        if (before := self.parts) is None:
             return
-        mask = fn(self.parts.mask).to(torch.bool)  # nn.Module.type(dtype) casts everything
-        if mask.device.type == "meta":  # FSDP2 shards there and brings the values back afterwards
-            self.waiting, self.parts = self.parts, None
-            return
-        aside = None if self.parts.aside is None else fn(self.parts.aside)
-        extras = {
-            name: fn(tensor) if tensor.ndim else tensor.to(mask.device)  # half() is for weights
-            for name, tensor in self.parts.extras.items()
-        }
-        self.parts = replace(self.parts, mask=mask, aside=aside, extras=extras)
+        parts = before.moved(fn)
+        self.parts = parts
+        if parts.tensors()[0].device.type == "meta":  # FSDP2 shards there; the values come back
+            self.waiting, self.parts = before, None
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -347,49 +363,36 @@ class NMState:
                 "model) before training (NMTrainer does it by itself), and write dense weights inside",
             )
 
-    def _follow(self, part: Tensor) -> None:
-        """Be on the device of the weight, and in its dtype."""
-        assert self.parts is not None
-        self.parts = self.parts.following(part, self.method.keeps)
-
-    def _merge(self, part: Tensor) -> Tensor:
-        """Let ``part`` hold ``W`` in place of ``S``; whether a pruned entry of it held a value."""
-        assert self.parts is not None
-        if self.method.keeps is not Aside.DENSE or self.aside is None:
-            return merge_(part, self.aside, self.parts.mask)
-        stray = merge_(part, None, self.parts.mask)
-        if part.device.type != "cpu" or not stray:
-            part.copy_(self.aside)
-        return stray
-
     def _split(self, part: Tensor, *, update_mask: bool) -> Tensor:
         """Let ``part`` hold ``S`` in place of ``W``, and the parts what belongs to it."""
-        method, parts = self.method, self.parts
-        assert parts is not None
-        if update_mask and parts.pattern != self.step_pattern:
-            parts = self.parts = replace(parts, pattern=self.step_pattern)
-        pattern = parts.pattern
-        if parts.aside is None and method.keeps is not Aside.NOTHING:
-            parts = self.parts = replace(parts, aside=torch.zeros_like(part))
+        method = self.method
+        assert self.parts is not None
+        held = self.parts.held
+        if update_mask and held.pattern != self.step_pattern:
+            held = held.with_pattern(self.step_pattern)
+        held = held.with_room(method.keeps, part)
+        if held is not self.parts.held:
+            self.parts = replace(self.parts, held=held)
+        parts = self.parts
         if method.is_plain:
-            return split_(part, parts.aside, parts.mask, pattern, self.dim, update_mask=update_mask)
+            return held.split(part, update_mask=update_mask)
         flips = torch.zeros((), dtype=torch.int64, device=part.device)
         if update_mask:
             scores = part if method.score is None else method.score(part, parts.extras)
-            mask = nm_mask(scores, pattern.n, pattern.m, self.dim)
-            flips = torch.count_nonzero(mask != parts.mask)
-            parts.mask.copy_(mask)
-        if method.keeps is Aside.DENSE and method.project is not None and parts.aside is not None:
-            parts.aside.copy_(part)
-            part.copy_(method.project(part, parts.mask, parts.extras))
-            zero_pruned_(part, parts.mask)
+            mask, before = nm_mask(scores, held.pattern.n, held.pattern.m, self.dim), held.mask
+            flips = torch.count_nonzero(mask != before)
+            held.write_mask(mask)
+        if method.keeps is Aside.DENSE and method.project is not None:
+            held.write_dense(part)
+            mask = held.mask
+            part.copy_(method.project(part, mask, parts.extras))
+            zero_pruned_(part, mask)
         else:
-            parts.split(part, method.keeps, self.dim)
+            parts.split(part, method.keeps)
         return flips
 
 
 def hold_dense(states: Iterable[NMState], is_dense: bool) -> None:
-    """Note that the parameters hold ``W``, or ``S`` again: somebody merged or split them together, and
-    the parts with them (:mod:`hf_nm.optim.groups`)."""
+    """Note that :mod:`hf_nm.grouping` merged weights with their parts, or split them again."""
     for state in states:
         state.is_dense, state.on_request = is_dense, False

@@ -160,13 +160,13 @@ def open_weights(weights: list[SparseWeight]) -> Iterator[None]:
     """What :func:`dense_weights` does, for some weights of a model."""
     for w in weights:
         w.state.match_placement(w.weight)
-        waits = w.state.mask is None and w.state.waiting is not None
+        waits = w.state.parts is None and w.state.waiting is not None
         if waits and w.weight.device.type != "meta":
             raise ValueError(
                 f"{w.name} was sharded after sparsify and ranks have not agreed on its mask yet; call "
                 "hf_nm.attach(optimizer, model) on every rank first"
             )
-    opened = [w for w in weights if not w.state.is_dense and w.state.mask is not None]
+    opened = [w for w in weights if not w.state.is_dense and w.state.parts is not None]
     try:  # from here on whatever raises (a warning made an error, too) leaves sparse weights behind
         with uninterrupted():
             overwritten = [w.name for w in opened if not _open(w)]

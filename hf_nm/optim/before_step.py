@@ -67,7 +67,7 @@ class Readiness:
         if new and several_processes():
             # All of the model's, not only this optimizer's: an optimizer forgotten for the others
             # is found by masks that belong to their weights.
-            everything = [w for w in sparse_weights(self.model) if w.state.mask is not None]
+            everything = [w for w in sparse_weights(self.model) if w.state.parts is not None]
             if align_ranks(everything, [w.name for w in weights], self.schedule):
                 renewed = [w for w in new if not is_sharded(w.weight)]
         for w in weights:

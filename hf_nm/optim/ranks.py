@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hf_nm.methods.held import Whole
 from hf_nm.methods.method import Aside
 from hf_nm.model.parts import Parts
 from hf_nm.model.sharding import (
@@ -195,7 +196,8 @@ def _nothing(w: SparseWeight) -> Parts:
     shape, dtype = w.weight.shape, w.weight.dtype
     mask, zeros = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=dtype)
     extras = w.state.spec.extras(zeros, mask)
-    return Parts(mask, w.state.step_pattern, zeros if keeps else None, extras)
+    held = Whole(mask, zeros if keeps else None, w.state.step_pattern, w.state.dim)
+    return Parts(held, extras)
 
 
 def _disagreeing(weights: list[SparseWeight]) -> list[SparseWeight]:

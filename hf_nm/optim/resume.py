@@ -5,10 +5,12 @@ One entry beside torch's own ``state`` and ``param_groups``::
     "nm_sparsity": {"version", "step", "step_at_mark", "trained_with",
                     "weights": {name: {"mask", "pruned", "sparse_weight", <MaskHistory>}}}
 
-``pruned`` is what the method keeps aside: the pruned part, the whole dense weight, or None. A method
-with named tensors of its own adds ``extras``, of which an automatic decay is one; one whose pattern
-tightens the mask's present ``pattern``. ``trained_with`` is the text of
-:func:`hf_nm.optim.options.written_options`, which older checkpoints do not have.
+``pruned`` is what the method keeps aside: the pruned part, the whole dense weight, or None. A run with a
+compact state writes version 2: the mask of a whole weight as bits, and of its pruned part the pruned
+values alone. Every run reads both. A method with named tensors of its own adds ``extras``, of which an
+automatic decay is one; one whose pattern tightens the mask's present ``pattern``.
+``trained_with`` is the text of :func:`hf_nm.optim.options.written_options`, which older checkpoints do
+not have.
 
 Where weights are sharded it lies in the first of the ``param_groups`` instead: torch's distributed
 checkpoints carry nothing else. Its tensors are then DTensors sharded as the weights are, so that another
@@ -18,6 +20,7 @@ number of processes can resume.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +28,7 @@ from torch import Tensor
 
 from hf_nm.formats.manifest import KEY
 from hf_nm.methods.auto_decay import DECAY
+from hf_nm.methods.held import Compact, Whole
 from hf_nm.methods.method import Aside
 from hf_nm.model.parts import Parts
 from hf_nm.model.sharding import (
@@ -42,11 +46,11 @@ from hf_nm.optim.meter import MaskMeter
 from hf_nm.optim.options import compare_options, written_options
 from hf_nm.optim.schedule import Schedule
 from hf_nm.sparsity.bits import fingerprint, pack_bits, unpack_bits
+from hf_nm.sparsity.compact import count_pruned
 from hf_nm.sparsity.divergence import MaskHistory
-from hf_nm.sparsity.mask import count_kept
 from hf_nm.sparsity.pattern import NMPattern
 
-_VERSION = 1
+_VERSION, _COMPACT_VERSION = 1, 2  # the latter only where it is needed
 
 
 def save_into(state_dict: dict[str, Any], meter: MaskMeter, schedule: Schedule) -> None:
@@ -63,7 +67,7 @@ def save_into(state_dict: dict[str, Any], meter: MaskMeter, schedule: Schedule) 
         ):
             entries[w.name][flips] = torch.tensor(total)
     saved = {
-        "version": _VERSION,
+        "version": _COMPACT_VERSION if any(map(_is_compact, weights)) else _VERSION,
         "step": meter.step,
         "step_at_mark": meter.step_at_mark,
         "trained_with": written_options(weights, schedule),
@@ -81,7 +85,11 @@ def save_into(state_dict: dict[str, Any], meter: MaskMeter, schedule: Schedule) 
 def _entry(w: SparseWeight, history: MaskHistory) -> dict[str, Any]:
     parts = w.state.parts
     assert parts is not None
-    mask, aside = parts.mask, parts.aside
+    held = parts.held
+    if isinstance(held, Compact) and _is_compact(w):
+        mask, aside = held.bits, held.dense if held.values is None else held.values
+    else:
+        mask, aside = held.mask, held.aside
     entry: dict[str, Any] = {
         "mask": like_weight(mask, w.weight),
         "pruned": None if aside is None else like_weight(aside, w.weight),
@@ -97,9 +105,15 @@ def _entry(w: SparseWeight, history: MaskHistory) -> dict[str, Any]:
         }
     if is_sharded(w.weight):
         for reference in ("start", "mark"):
-            bits = unpack_bits(entry[reference], mask.shape)
+            bits = unpack_bits(entry[reference], local(w.weight).shape)
             entry[reference] = like_weight(bits, w.weight)
     return entry
+
+
+def _is_compact(w: SparseWeight) -> bool:
+    """Whether a weight's mask and what is aside are written compact: not where they are sharded, since
+    another number of processes may read them."""
+    return w.state.is_compact and not is_sharded(w.weight)
 
 
 def was_lost(param_groups: list[dict[str, Any]]) -> bool:
@@ -133,10 +147,10 @@ def take_from(
         return None
     if not isinstance(saved, dict):
         raise _damaged("itself", "an object", saved)
-    if saved.get("version") != _VERSION:
+    if saved.get("version") not in (_VERSION, _COMPACT_VERSION):
         raise ValueError(
             f"the optimizer checkpoint's {KEY} has version {saved.get('version')}, but this hf_nm "
-            f"reads {_VERSION}; resume with the hf_nm that saved it"
+            f"reads {_VERSION} and {_COMPACT_VERSION}; resume with the hf_nm that saved it"
         )
     for name in ("step", "step_at_mark"):
         if type(saved.get(name)) is not int or saved[name] < 0:
@@ -163,19 +177,23 @@ def load(saved: dict[str, Any], meter: MaskMeter) -> None:
     meter.step = saved["step"]
     meter.step_at_mark = saved["step_at_mark"]
     for w in meter.weights():
-        entry, device = saved["weights"][w.name], local(w.weight).device
-        aside = entry["pruned"]
+        entry, part = saved["weights"][w.name], local(w.weight)
+        held = entry["held"]
         parts = Parts(
-            entry["mask"].to(device, copy=True),
-            entry["pattern"],
-            None if aside is None else aside.to(device, w.weight.dtype, copy=True),
-            {name: t.to(device, copy=True) for name, t in entry["extras"].items()},
+            held.moved(partial(_copied, part)),
+            {name: t.to(part.device, copy=True) for name, t in entry["extras"].items()},
             placement_of(w.weight),
             agreed=True,
         )
-        was_cast = aside is not None and aside.dtype != w.weight.dtype
+        was_cast = any(t.is_floating_point() and t.dtype != part.dtype for t in held.tensors())
         w.state.install(parts, restored=BY_MASK if was_cast else entry["sparse_weight"])
         meter.history(w).load_state_dict(entry)
+
+
+def _copied(part: Tensor, tensor: Tensor) -> Tensor:
+    """A copy on the weight's device; of numbers, in its dtype."""
+    dtype = part.dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(part.device, dtype, copy=True)
 
 
 def _check_form(entry: Any, w: SparseWeight) -> None:
@@ -189,22 +207,28 @@ def _check_form(entry: Any, w: SparseWeight) -> None:
 
     require("mask", isinstance(entry, dict), "in an object")
     mask, shape = entry.get("mask"), w.weight.shape
+    packed = (math.prod(shape) + 7) // 8
+    kinds = (torch.bool, torch.uint8)
     require(
         "mask",
-        mask is None or (isinstance(mask, Tensor) and mask.dtype == torch.bool),
-        "a tensor of truth values",
+        mask is None or (isinstance(mask, Tensor) and mask.dtype in kinds),
+        "a tensor of truth values, or of bits",
     )
-    if mask is None or mask.shape != w.weight.shape:
+    compact = mask is not None and mask.dtype == torch.uint8
+    if mask is None or mask.shape != ((packed,) if compact else shape):
         got = None if mask is None else tuple(mask.shape)
         raise ValueError(
             f"the optimizer checkpoint's mask of {w.name} has shape {got}, the weight "
             f"{tuple(w.weight.shape)}; resume with the model that saved it"
         )
     pruned = entry.get("pruned", 0)
-    fits = isinstance(pruned, Tensor) and pruned.is_floating_point() and pruned.shape == shape
-    require("pruned", pruned is None or fits, f"a tensor {list(shape)} of floats, or None")
+    is_dense = w.state.spec.method.keeps is Aside.DENSE
+    of = (
+        (count_pruned(math.prod(shape), _pattern(entry, w)),) if compact and not is_dense else shape
+    )
+    fits = isinstance(pruned, Tensor) and pruned.is_floating_point() and pruned.shape == of
+    require("pruned", pruned is None or fits, f"a tensor {list(of)} of floats, or None")
     require("sparse_weight", type(entry.get("sparse_weight")) is int, "a whole number")
-    packed = (math.prod(shape) + 7) // 8
     for name in ("start", "mark"):
         bits = entry.get(name)
         right = isinstance(bits, Tensor) and (
@@ -218,6 +242,22 @@ def _check_form(entry: Any, w: SparseWeight) -> None:
     extras = entry.get("extras", {})
     named = isinstance(extras, dict) and all(isinstance(t, Tensor) for t in extras.values())
     require("extras", named, "named tensors")
+
+
+def _pattern(entry: dict[str, Any], w: SparseWeight) -> NMPattern:
+    """What the mask of a weight's entry follows."""
+    tightens = w.state.spec.method.pattern_at is not None
+    return NMPattern.parse(entry.get("pattern", w.pattern)) if tightens else w.pattern
+
+
+def _held(entry: dict[str, Any], w: SparseWeight) -> Whole | Compact:
+    """The mask of a weight's entry and what is aside, in the form in which they were saved."""
+    mask, aside, pattern, dim = entry["mask"], entry["pruned"], _pattern(entry, w), w.state.dim
+    if mask.dtype != torch.uint8:
+        return Whole(mask, aside, pattern, dim)
+    if w.state.spec.method.keeps is Aside.DENSE:
+        return Compact(mask, None, aside, w.weight.shape, pattern, dim)
+    return Compact(mask, aside, None, w.weight.shape, pattern, dim)
 
 
 def _damaged(place: str, wanted: str, found: Any) -> ValueError:
@@ -240,11 +280,12 @@ def _checked(entry: dict[str, Any], w: SparseWeight, frozen: bool) -> dict[str, 
     """
     _check_form(entry, w)
     entry = dict(entry)
+    held = _held(entry, w)
     if frozen:
-        entry["pruned"] = None
-    for name in ("mask", "pruned"):
-        if entry[name] is not None:
-            entry[name] = part_of(entry[name], w.weight)
+        held = held.without_aside()
+    if is_sharded(w.weight) or is_sharded(entry["mask"]):
+        held = Parts(held).mapped(partial(part_of, weight=w.weight), None).held
+    entry["held"] = held
     if "extras" in entry:
         entry["extras"] = {
             name: part_of(tensor, w.weight) if tensor.ndim else tensor
@@ -257,14 +298,9 @@ def _checked(entry: dict[str, Any], w: SparseWeight, frozen: bool) -> dict[str, 
         entry[reference] = pack_bits(part_of(bits, w.weight))
     if not is_first_holder(w.weight):  # flips are summed over those who hold parts
         entry |= {name: torch.zeros_like(entry[name]) for name in ("flips", "flips_at_mark")}
-    tightens = w.state.spec.method.pattern_at is not None
-    pattern = entry["pattern"] = (
-        NMPattern.parse(entry.get("pattern", w.pattern)) if tightens else w.pattern
-    )
-    kept = count_kept(entry["mask"], pattern, w.state.dim)
-    if not bool((kept == pattern.n).all()):
+    if not Parts(held).is_exact():
         raise ValueError(
-            f"the optimizer checkpoint's mask of {w.name} is not {pattern}; sparsify with the "
+            f"the optimizer checkpoint's mask of {w.name} is not {held.pattern}; sparsify with the "
             "pattern of the run that saved it"
         )
     method = w.state.spec.method
@@ -279,7 +315,7 @@ def _checked(entry: dict[str, Any], w: SparseWeight, frozen: bool) -> dict[str, 
             f"keeps {sorted(parts.extras)}; sparsify with the method of the run that saved it"
         )
     keeps = method.keeps is not Aside.NOTHING and not frozen
-    if (entry["pruned"] is not None) != keeps:
+    if (len(held.tensors()) > 1) != keeps:
         raise ValueError(
             f"the optimizer checkpoint of {w.name} was saved with another method than "
             f"{method.name!r}"

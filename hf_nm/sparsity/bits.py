@@ -12,6 +12,11 @@ INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64
 # Multiplying eight bytes of 0 or 1 by this gathers them in the top byte of the product.
 _GATHER_BITS = 0x0102040810204080
 
+# The way back, eight bytes at once: a byte eight times, one bit of each left, and that made a 1.
+_REPEAT_BYTE = 0x0101010101010101
+_BIT_OF_EACH = -0x7FBFDFEFF7FBFDFF  # 0x8040201008040201 as a signed number
+_CARRY_TO_TOP = 0x7F7F7F7F7F7F7F7F
+
 
 @torch.no_grad()
 def fingerprint(weight: Tensor) -> int:
@@ -35,9 +40,9 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
     """Undo :func:`pack_bits`: uint8 ``[ceil(numel / 8)]`` to bool of ``shape``."""
-    powers = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = packed.unsqueeze(-1).bitwise_right_shift(powers).bitwise_and(1).view(torch.bool)
-    return bits.reshape(-1)[: shape.numel()].view(shape)
+    words = packed.to(torch.int64).mul_(_REPEAT_BYTE).bitwise_and_(_BIT_OF_EACH)
+    words.add_(_CARRY_TO_TOP).bitwise_right_shift_(7).bitwise_and_(_REPEAT_BYTE)
+    return words.view(torch.bool).view(-1)[: shape.numel()].view(shape)
 
 
 @functools.lru_cache(maxsize=64)
@@ -59,3 +64,13 @@ def byte_positions(n: int, m: int, device: torch.device) -> Tensor:
     table = torch.zeros(256, kept, dtype=torch.int64)
     table[valid] = ones[valid].nonzero()[:, 1].view(-1, kept)
     return table.to(device)
+
+
+def count_bits(packed: Tensor) -> Tensor:
+    """How many bits of a uint8 tensor are set: int64 scalar tensor. Its values are overwritten."""
+    half = packed.bitwise_right_shift(1).bitwise_and_(0x55)
+    packed.sub_(half)  # pairs of bits hold how many of them were set
+    half = packed.bitwise_right_shift(2).bitwise_and_(0x33)
+    packed.bitwise_and_(0x33).add_(half)
+    half = packed.bitwise_right_shift(4)
+    return packed.add_(half).bitwise_and_(0x0F).sum(dtype=torch.int64)

@@ -59,6 +59,7 @@ class NMCallback(TrainerCallback):
         mask_interval: masks are computed again at every so many optimizer steps.
         freeze_masks_at: the last optimizer step at which masks are computed; None never freezes.
         decay_warmup_steps: optimizer steps over which SR-STE's decay rises linearly.
+        compact_state: hold masks and pruned values in fewer bytes (see :func:`hf_nm.attach`).
 
     Attributes:
         attachment: the handle of :func:`hf_nm.attach`, from the beginning of training on.
@@ -69,8 +70,11 @@ class NMCallback(TrainerCallback):
         mask_interval: int = 1,
         freeze_masks_at: int | None = None,
         decay_warmup_steps: int = 0,
+        *,
+        compact_state: bool = False,
     ) -> None:
         self.schedule = Schedule(mask_interval, freeze_masks_at, decay_warmup_steps)
+        self.compact_state = compact_state
         self.attachment: Attachment | None = None
         self._card: RunCard | None = None
         self._trainer: Any = None
@@ -103,8 +107,8 @@ class NMCallback(TrainerCallback):
         handler = trainer.callback_handler
         if any(isinstance(other, NMCallback) and other is not self for other in handler.callbacks):
             raise ValueError(
-                "this trainer already has an NMCallback; pass mask_interval, freeze_masks_at and "
-                "decay_warmup_steps to one place only"
+                "this trainer already has an NMCallback; pass mask_interval, freeze_masks_at, "
+                "decay_warmup_steps and compact_state to one place only"
             )
         handler.callbacks = [self, *(other for other in handler.callbacks if other is not self)]
 
@@ -130,7 +134,9 @@ class NMCallback(TrainerCallback):
         sparse = next((given for given in candidates if _is_sparse(given)), None)
         if sparse is None:
             sparse = require_sparse(candidates[0] if candidates else None)
-        self.attachment = attach(optimizer, sparse, **asdict(self.schedule))
+        self.attachment = attach(
+            optimizer, sparse, **asdict(self.schedule), compact_state=self.compact_state
+        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._attach(kwargs["optimizer"], kwargs["model"])

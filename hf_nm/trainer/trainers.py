@@ -29,11 +29,14 @@ class _NMTrainerMixin(_Base):
         mask_interval: int = 1,
         freeze_masks_at: int | None = None,
         decay_warmup_steps: int = 0,
+        compact_state: bool = False,
         distillation: Distillation | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.nm_callback = NMCallback(mask_interval, freeze_masks_at, decay_warmup_steps)
+        self.nm_callback = NMCallback(
+            mask_interval, freeze_masks_at, decay_warmup_steps, compact_state=compact_state
+        )
         self.nm_callback.install(self)
         self.distillation = distillation
         self._heard: dict[str, Tensor] = {}  # sums since the last log, over `_times` micro-batches
@@ -134,6 +137,8 @@ class NMTrainer(_NMTrainerMixin, Trainer):
         mask_interval: masks are computed again at every so many optimizer steps, held in between.
         freeze_masks_at: the last optimizer step at which masks are computed; None never freezes.
         decay_warmup_steps: optimizer steps over which SR-STE's decay rises linearly to its value.
+        compact_state: keep only the pruned values, and masks as bits: less memory beside N:M weights, a
+            step that takes a little longer, the same numbers (see :func:`hf_nm.attach`).
         distillation: what a dense teacher adds to the training loss. Its terms are logged as
             ``distillation/divergence`` and ``distillation/hidden``; the evaluation loss is the task's.
         **kwargs: as for ``transformers.Trainer``.

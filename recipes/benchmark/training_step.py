@@ -6,8 +6,9 @@ Every round runs one whole step (forward, backward, optimizer) of each arm, one 
 turning order, so that a noisy machine disturbs all arms alike. Reported: per round the ratio to that
 round's dense step, as median and quartiles.
 
-Arms: ``dense``; ``hf_nm`` (2:4 SR-STE, this package); ``autograd`` (the published way, written from
-the paper's equations: the module keeps W and every forward builds E*W, the decay sits in backward).
+Arms: ``dense``; ``hf_nm`` (2:4 SR-STE, this package); ``compact`` (the same with
+``compact_state=True``, where ``--arms`` names it); ``autograd`` (the published way, written from the
+paper's equations: the module keeps W and every forward builds E*W, the decay sits in backward).
 """
 
 from __future__ import annotations
@@ -86,11 +87,11 @@ def make_step(arm: str, args: argparse.Namespace) -> Callable[[], float]:
         for target in find_targets(model, hf_nm.NMPattern(2, 4))[0]:
             for module, _ in target.owners:
                 module.__class__ = AutogradLinear
-    if arm == "hf_nm":
+    if arm in ("hf_nm", "compact"):
         hf_nm.sparsify(model, 2, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    if arm == "hf_nm":
-        hf_nm.attach(optimizer, model)
+    if arm in ("hf_nm", "compact"):
+        hf_nm.attach(optimizer, model, compact_state=arm == "compact")
     sentences = args.tokens // args.length
     generator = torch.Generator().manual_seed(1)
     size = (sentences, args.length)

@@ -27,7 +27,8 @@ from transformers import (
 
 import hf_nm
 from hf_nm.experiments.earlier_runs import check_dense_run, updates_before
-from hf_nm.experiments.options import one_line_errors, one_line_without_room
+from hf_nm.experiments.options import one_line_errors
+from hf_nm.experiments.output import one_line_without_room
 from hf_nm.experiments.results import write_predictions
 from hf_nm.experiments.run import same_outputs, start
 

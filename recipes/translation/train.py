@@ -23,7 +23,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 import hf_nm
 from hf_nm.experiments.earlier_runs import check_dense_run, updates_before
-from hf_nm.experiments.options import one_line_errors, one_line_without_room, opened
+from hf_nm.experiments.options import one_line_errors, opened
+from hf_nm.experiments.output import one_line_without_room
 from hf_nm.experiments.run import same_outputs, start
 
 

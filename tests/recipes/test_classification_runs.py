@@ -51,6 +51,7 @@ def distilled(data, tiny_classifier, tmp_path_factory):
     """An SR-STE run with every option, from the dense run and with it as the teacher."""
     folder = tmp_path_factory.mktemp("distilled")
     options = "--method sr-ste --decay 0.01 --decay_warmup_steps 3 --freeze_masks_at 5"
+    options += " --compact_state true"
     options += f" --teacher {tiny_classifier} --distillation_weight 0.7 --temperature 3"
     options += " --hidden_weight 0.1 --save_strategy steps --save_steps 7"
     options += f" --model_name_or_path {tiny_classifier} --dense_run {tiny_classifier}"

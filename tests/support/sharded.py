@@ -88,7 +88,11 @@ def scheduled(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
     return not_sharded(shard(model), mask_interval=2, freeze_masks_at=4)
 
 
-def as_accelerate(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+def compact(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+    return not_sharded(shard(model), compact_state=True)
+
+
+def as_accelerate(model: Net, **options: Any) -> tuple[Net, Any, hf_nm.Attachment]:
     """accelerate with ``fsdp_version: 2``, by its own function (on CPU its ``prepare`` would make DDP).
     The optimizer is attached first; only rank 0 has the values; shards are made on the meta device,
     filled from rank 0's whole weights, and replace the optimizer's parameters."""
@@ -96,7 +100,7 @@ def as_accelerate(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
     optimizer = new_optimizer(model)
-    handle = hf_nm.attach(optimizer, model)
+    handle = hf_nm.attach(optimizer, model, **options)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -115,6 +119,11 @@ def as_accelerate(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
     for group in optimizer.param_groups:
         group["params"] = [replaced[names[id(parameter)]] for parameter in group["params"]]
     return model, optimizer, handle
+
+
+def compact_as_accelerate(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
+    """Held compact before it is sharded."""
+    return as_accelerate(model, compact_state=True)
 
 
 def filled_from_first(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
@@ -181,7 +190,7 @@ def replicated_shards(model: Net) -> tuple[Net, Any, hf_nm.Attachment]:
     return not_sharded(shard(model, mesh=mesh))
 
 
-FILLED_FROM_FIRST = (as_accelerate, filled_from_first)
+FILLED_FROM_FIRST = (as_accelerate, compact_as_accelerate, filled_from_first)
 WAYS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "plain": (plain, {}),
     "clipped": (plain, {"clip": True}),
@@ -189,6 +198,9 @@ WAYS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "wide": (plain, {"method": EVERYTHING}),
     "wide_as_accelerate": (as_accelerate, {"method": EVERYTHING}),
     "scheduled": (scheduled, {}),
+    "compact": (compact, {}),
+    "compact_wide": (compact, {"method": EVERYTHING}),
+    "compact_as_accelerate": (compact_as_accelerate, {}),
     "as_accelerate": (as_accelerate, {}),
     "as_accelerate_fixed": (as_accelerate, {"method": "fixed"}),
     "filled_from_first": (filled_from_first, {}),

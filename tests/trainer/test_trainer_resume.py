@@ -43,6 +43,7 @@ CASES = {
     "frozen before": ({"freeze_masks_at": 3}, {"save_steps": 5}),
     "frozen after": ({"freeze_masks_at": 7}, {"save_steps": 5}),
     "both": ({"mask_interval": 2, "freeze_masks_at": 6}, {"logging_steps": 1, "save_steps": 5}),
+    "compact": ({"compact_state": True, "mask_interval": 2}, {"save_steps": 5}),
     "adafactor": ({}, {"optim": "adafactor", "save_steps": 5}),
     "sgd": ({}, {"optim": "sgd", "learning_rate": 0.5, "save_steps": 5}),
     "bf16": ({}, {"bf16": True, "save_steps": 5}),
