@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from pages import assert_saved_sparse, python_blocks, surroundings
 
-import hf_nm
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = python_blocks(README)
@@ -23,19 +21,16 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet_runs(number: int, names: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    if "push_to_hub" in SNIPPETS[number]:
-        request.getfixturevalue("hub")
+def test_snippet_runs(number: int, names: dict[str, Any]) -> None:
     exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), names)
     assert_saved_sparse()
 
 
-def test_the_whole_way_is_short() -> None:
-    """From training to the Hub and back in less than 15 lines."""
-    (way,) = [snippet for snippet in SNIPPETS if "push_to_hub" in snippet]
-    assert len([line for line in way.splitlines() if line]) < 15
-    for name in ("train", "save_model", "verify", "pack", "unpack", "push_to_hub", "restore"):
-        assert f"{name}(" in way
+def test_it_fits_a_screen() -> None:
+    """Under 600 words, under 100 of them in tables."""
+    rows = [line for line in README.splitlines() if line.startswith("|")]
+    assert len(README.split()) < 600
+    assert len(" ".join(rows).replace("|", " ").split()) < 100
 
 
 def test_quick_start_is_two_commands_and_ci_runs_them() -> None:
@@ -48,25 +43,6 @@ def test_quick_start_is_two_commands_and_ci_runs_them() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for name, _ in commands:
         assert f'readme_command "{name}"' in ci
-
-
-def test_every_public_name_is_in_the_readme() -> None:
-    missing = [
-        name
-        for name in hf_nm.__all__
-        if name not in README
-        and name
-        not in (
-            "Attachment",
-            "BrokenPatternError",
-            "PackedError",
-            "Report",
-            "SparseWeight",
-            "Method",
-        )
-        and name != "__version__"
-    ]
-    assert not missing
 
 
 PAGES = [
