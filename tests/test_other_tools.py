@@ -1,4 +1,4 @@
-"""``docs/other_tools.md`` is executed, and its averages are compared with plain ones."""
+"""``docs/pages/other_tools.md`` is executed, and its averages are compared with plain ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training import assert_same_state, assert_sparse, state_of
 
 import hf_nm
 
-PAGE = (Path(__file__).parents[1] / "docs" / "other_tools.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "pages" / "other_tools.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"<!-- needs: (\w+) -->\n```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 pytestmark = [
@@ -44,7 +44,7 @@ def run_blocks(tool: str, names: dict[str, Any]) -> dict[str, Any]:
     blocks = [code for needed, code in BLOCKS if needed == tool]
     assert blocks
     for number, code in enumerate(blocks, 1):
-        exec(compile(code, f"docs/other_tools.md, {tool}, block {number}", "exec"), names)
+        exec(compile(code, f"docs/pages/other_tools.md, {tool}, block {number}", "exec"), names)
     return names
 
 

@@ -1,4 +1,4 @@
-"""``docs/run_fast.md`` is executed."""
+"""``docs/pages/run_fast.md`` is executed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import hf_nm
 from hf_nm.inference.packed_tensor import PackedWeight
 
-PAGE = (Path(__file__).parents[1] / "docs" / "run_fast.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "pages" / "run_fast.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
@@ -26,7 +26,7 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pruned.save_pretrained("somebody/pruned-llama")
     names: dict = {}
     for number, code in enumerate(BLOCKS, 1):
-        exec(compile(code, f"docs/run_fast.md, block {number}", "exec"), names)
+        exec(compile(code, f"docs/pages/run_fast.md, block {number}", "exec"), names)
         if "compress(model)" in code or "compressed=True" in code:
             packed = [p for p in names["model"].parameters() if isinstance(p, PackedWeight)]
             assert len(packed) == 14

@@ -17,7 +17,7 @@ from training import state_of
 
 import hf_nm
 
-PAGE = Path(__file__).parents[2] / "docs" / "other_tools.md"
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "other_tools.md"
 BATCHES = 24  # twelve for each of two processes: one average at the eighth step, one at the end
 
 
