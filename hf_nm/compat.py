@@ -22,10 +22,12 @@ from torch import Tensor, nn
 # Underscore names of others that stand in this file and nowhere else.
 PRIVATE = {
     "_foreach_copy_": "torch: many copies by one call; the public way is one call each (2.0 to 2.13)",
+    "_get_default_store": "torch: the store that the processes of the default group share (2.0 to 2.13)",
     "_orig_mod": "torch.compile's wrapper: the module inside (torch 2.0 to 2.13)",
     "_hf_hook": "accelerate: how a module's weights are moved (0.12 to 1.15)",
     "_make_wrapper_subclass": "torch: a tensor of a class of ours around other tensors, as torch's own "
     "semi-structured ones are made (1.10 to 2.13)",
+    "_to_copy": "torch: the operator behind Tensor.to, as a class of tensors meets it (1.11 to 2.13)",
     "_schema": "torch: which arguments an operator writes to (1.12 to 2.13)",
     "_C": "torch: DisableTorchFunctionSubclass, from its notes on extending torch (2.0 to 2.13)",
     "_model_mapping": "transformers' AutoModel classes: config class to model class (4.0 to 5.24)",
@@ -59,6 +61,8 @@ MODULES = {
 }
 
 # The module of transformers after whose import `open_packed` can be called.
+# The operator behind ``Tensor.to``.
+TO_COPY = torch.ops.aten._to_copy.default
 DEFINES_MODELS = "transformers.modeling_utils"
 
 

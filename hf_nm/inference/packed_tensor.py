@@ -356,7 +356,7 @@ _KEEP_PACKED: dict[Any, Callable[..., Any]] = {
     _aten.detach.default: _each,
     _aten.alias.default: _each,
     _aten.clone.default: _clone,
-    _aten._to_copy.default: _to,
+    compat.TO_COPY: _to,
     _aten.copy_.default: _copy,
     _aten.select.int: _select,
     _aten.stack.default: _stack,

@@ -131,6 +131,7 @@ class Attachment:
         self._readiness = Readiness(model, schedule)
         self.meter.start_anew(self._readiness.at_attach(weights))
         self._groups = Groups([], self.meter.history)
+        self._was_ready = False  # processes agree at their first step
         self._group(weights)
         for w in weights:
             w.state.watch.attached()
@@ -300,9 +301,10 @@ class Attachment:
         """The weights in groups, once they were checked: only where something changed since the last
         step, or processes have to agree."""
         fit = self._groups.fit(weights)
-        if fit and not self._groups.any_sharded:
+        if fit and self._was_ready and not self._groups.any_sharded:
             return self._groups
         renewed = self._readiness.before_step(weights)
+        self._was_ready = True
         self.meter.start_anew(renewed)
         if not fit or renewed:
             self._group(weights)

@@ -95,7 +95,7 @@ class Disk:
 
     def close(self) -> None:
         if self.mounted:
-            subprocess.run(["umount", str(self.folder)], check=True)
+            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
 
 class Writes:

@@ -171,22 +171,23 @@ def test_wmt14_is_the_fields_setup(size):
 @pytest.mark.parametrize(("processes", "accumulation"), [(1, 8), (2, 4), (8, 1)])
 def test_an_update_is_the_same_on_every_number_of_processes(monkeypatch, processes, accumulation):
     """Red if the accumulation does not make up for the processes."""
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
     recipe, arguments = parse([WMT14])
+    monkeypatch.setenv("WORLD_SIZE", str(processes))  # now: the arguments would wait for the others
     recipe._share_updates(arguments)
     assert arguments.gradient_accumulation_steps == accumulation
 
 
 def test_updates_that_cannot_be_shared(monkeypatch):
     """Red if three processes would train on other updates without a word."""
-    monkeypatch.setenv("WORLD_SIZE", "3")
     recipe, arguments = parse([WMT14])
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(
         ValueError, match="are 8, which 3 processes cannot share alike; give --max_tok"
     ):
         recipe._share_updates(arguments)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("WORLD_SIZE")
     recipe, arguments = parse([WMT14, "--gradient_accumulation_steps", "8"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="contradicts --update_tokens 25000, which makes it 4"):
         recipe._share_updates(arguments)
 
