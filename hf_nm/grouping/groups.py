@@ -85,11 +85,12 @@ class Groups:
     ) -> None:
         """Tell all weights which step it is, whether their masks stay until the next, whether for good,
         and in which form they keep what they remember (None: as before)."""
-        if not self._tightens and all(
-            s.mask_held is held
-            and (frozen is None or s.mask_frozen is frozen)
-            and (compact is None or s.is_compact is compact)
-            for s in self._states
+        states = self._states
+        if (
+            not self._tightens
+            and {s.mask_held for s in states} <= {held}
+            and (frozen is None or {s.mask_frozen for s in states} <= {frozen})
+            and (compact is None or {s.is_compact for s in states} <= {compact})
         ):
             return
         for state in self._states:
