@@ -98,7 +98,7 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def write(file: Path | None, results: dict[str, object]) -> None:
+def write(file: Path | None, results: dict[str, Any]) -> None:
     """Write what is known so far, where a file is named."""
     if file is not None:
         file.write_text(json.dumps(results, indent=1), encoding="utf-8")
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["tensor", "model"], help="which checkpoints")
     args = parser.parse_args()
     size = int((0.02 if args.tiny else args.gib) * GIB)
-    results: dict[str, object] = {"environment": environment(), "bytes": size}
+    results: dict[str, Any] = {"environment": environment(), "bytes": size}
     writers = {"tensor": write_tensor, "model": write_model}
     for kind, write_checkpoint in [(kind, writers[kind]) for kind in args.kinds]:
         with tempfile.TemporaryDirectory() as name:

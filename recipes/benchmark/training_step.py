@@ -103,7 +103,7 @@ BASES = {"eval": "dense_eval", "work": "copy"}  # what the ratio is to, where no
 BYTES_A_WEIGHT = 36  # S, R, the mask and the gradient read or written as often as no step can avoid
 
 
-def make_arm(arm: str, args: argparse.Namespace) -> Callable[[], None]:
+def make_arm(arm: str, args: argparse.Namespace) -> Callable[[], Any]:
     """A function that does once what the arm times."""
     device = torch.device(args.device)
     model = build_model(args.vocab_size, device)
@@ -127,7 +127,7 @@ def make_arm(arm: str, args: argparse.Namespace) -> Callable[[], None]:
     if arm in OPTIONS:
         hf_nm.attach(optimizer, model, **OPTIONS[arm])
     if arm == "work":
-        return torch.no_grad()(optimizer.step)  # type: ignore[no-any-return]
+        return torch.no_grad()(optimizer.step)
 
     sentences = args.tokens // args.length
     generator = torch.Generator().manual_seed(1)
@@ -148,11 +148,11 @@ def make_arm(arm: str, args: argparse.Namespace) -> Callable[[], None]:
 
     if arm in ("eval", "dense_eval"):
         model.eval()
-        return torch.no_grad()(forward)  # type: ignore[no-any-return]
+        return torch.no_grad()(forward)
     return step
 
 
-def make_copy(weights: int, device: torch.device) -> Callable[[], None]:
+def make_copy(weights: int, device: torch.device) -> Callable[[], Any]:
     """Copies that read and write ``BYTES_A_WEIGHT`` bytes for each of so many weights."""
     size = min(weights * BYTES_A_WEIGHT // 2, 1 << 28)  # far more than a cache holds
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -168,7 +168,7 @@ def make_copy(weights: int, device: torch.device) -> Callable[[], None]:
 
 
 def measure(
-    arms: dict[str, Callable[[], None]], times: dict[str, list[float]], args: argparse.Namespace
+    arms: dict[str, Callable[[], Any]], times: dict[str, list[float]], args: argparse.Namespace
 ) -> None:
     """Fill in seconds by arm, a round in turning order after the other."""
     device = torch.device(args.device)
