@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import accelerated
 import pytest
@@ -84,9 +85,11 @@ def test_same_masks_as_on_the_cpu() -> None:
         assert torch.equal(one, other)
 
 
-def stepped(method: str, dtype: torch.dtype, **schedule: int) -> list[torch.Tensor]:
+def stepped(
+    method: str, dtype: torch.dtype, decay: float | str = 0.05, **schedule: int
+) -> list[torch.Tensor]:
     """Masks and dense weights after six steps, and the counts of flips."""
-    model = sparse_mlp(dtype=dtype, decay=0.05, method=method).cuda()
+    model = sparse_mlp(dtype=dtype, decay=decay, method=method).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
     handle = hf_nm.attach(optimizer, model, **schedule)
     for step in range(6):
@@ -106,6 +109,7 @@ def stepped(method: str, dtype: torch.dtype, **schedule: int) -> list[torch.Tens
     ("method", "schedule"),
     [
         ("sr-ste", {}),
+        ("sr-ste", {"decay": "auto"}),
         ("sr-ste", {"mask_interval": 3}),
         ("sr-ste", {"freeze_masks_at": 2}),
         ("ste", {}),
@@ -115,7 +119,7 @@ def stepped(method: str, dtype: torch.dtype, **schedule: int) -> list[torch.Tens
 )
 @pytest.mark.filterwarnings("ignore:.*most small updates round away")
 def test_kernels_train_as_the_torch_functions(
-    method: str, schedule: dict[str, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    method: str, schedule: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Red if the fused kernels give another bit than torch's functions, or a step waits."""
     from hf_nm.sparsity.kernels import table

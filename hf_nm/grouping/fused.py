@@ -40,8 +40,13 @@ class Fused:
         self._table = Table(kind, [p.numel() for p in self._parameters])
         self._counters = count_together(map(histories, weights), kind.device)
         self._open: list[Tensor | None] = []
+        self._is_automatic = weights[0].state.spec.is_automatic
         self._strengths_for: object = None
         self._strengths = [0.0] * len(weights)
+        self._one = torch.ones(1, device=kind.device)
+        self._none = torch.zeros((), device=kind.device)  # the decay of a weight without a gradient
+        self._signs_for: frozenset[int] = frozenset()
+        self._signs: Tensor | None = None
 
     @property
     def strays(self) -> dict[str, Tensor]:
@@ -63,10 +68,10 @@ class Fused:
             for p, g in zip(parameters, gradients, strict=True)
         ]
         adjust = ADJUSTS[self._states[0].method.adjust_gradient]
-        has_decay = self._kind.keeps and self._states[0].spec.fixed_decay
-        if strength is None or (adjust is Adjust.DECAY and not has_decay):
+        if strength is None or (adjust is Adjust.DECAY and not self._has_decay(strength)):
             adjust = Adjust.LEAVE
-        strengths, scale = self._strengths, None
+        strengths: list[float] | Tensor = self._strengths
+        scale: Tensor | None = None
         if adjust is not Adjust.LEAVE:
             assert strength is not None
             for index, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
@@ -102,10 +107,22 @@ class Fused:
             return masks, None
         return masks, [s.parts.aside for s in self._states]  # type: ignore[misc, union-attr]
 
-    def _strengths_of(self, strength: Strength) -> tuple[list[float], Tensor | None]:
-        """What the kernel multiplies pruned parts by: numbers, and a tensor where the scale is one."""
+    def _has_decay(self, strength: Strength) -> bool:
+        """Whether any of the weights has one at this step."""
+        if self._is_automatic:  # none where masks are frozen
+            return self._kind.keeps and any(w.name in strength.automatic for w in self.weights)
+        return self._kind.keeps and bool(self._states[0].spec.fixed_decay)
+
+    def _strengths_of(self, strength: Strength) -> tuple[list[float] | Tensor, Tensor | None]:
+        """What the kernel multiplies pruned parts by: numbers, and a tensor where the scale is one; or
+        a tensor of all, times one."""
+        decays = []
+        if self._is_automatic:
+            decays = [strength.automatic.get(w.name) for w in self.weights]
+            if any(isinstance(decay, Tensor) for decay in decays):
+                return self._on_device(decays, strength), self._one
         on_device = isinstance(strength.scale, Tensor)
-        known = (None if on_device else strength.scale, strength.ascending)
+        known = (None if on_device else strength.scale, strength.ascending, decays)
         if self._strengths_for != known:
             self._strengths_for = known
             self._strengths = [float(strength.of(w, scaled=not on_device)) for w in self.weights]
@@ -113,6 +130,16 @@ class Fused:
         if isinstance(strength.scale, Tensor):
             scale = strength.scale.to(self._kind.device, torch.float32, non_blocking=True)
         return self._strengths, scale
+
+    def _on_device(self, decays: Sequence[float | Tensor | None], strength: Strength) -> Tensor:
+        """Decays that nobody has waited for, in the units of the gradients: float32 ``[weights]``."""
+        found = [d if isinstance(d, Tensor) else self._none for d in decays]
+        strengths = torch.stack(found) * strength.scale
+        if strength.ascending != self._signs_for:
+            self._signs_for = strength.ascending
+            signs = [-1.0 if id(p) in strength.ascending else 1.0 for p in self._parameters]
+            self._signs = self._table.sent(torch.tensor(signs)) if -1.0 in signs else None
+        return strengths if self._signs is None else strengths * self._signs
 
 
 def _where(opened: list[Tensor | None], states: Sequence[NMState]) -> list[NMState]:

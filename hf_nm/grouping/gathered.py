@@ -9,7 +9,7 @@ from hf_nm.compat import copy_all
 from hf_nm.grouping.group import Histories, Separate, Strength
 from hf_nm.methods.method import leave_gradient
 from hf_nm.methods.sr_ste import add_decay
-from hf_nm.model.state import NMState, hold_dense
+from hf_nm.model.state import hold_dense
 from hf_nm.model.weights import SparseWeight
 from hf_nm.sparsity.divergence import count_together
 from hf_nm.sparsity.mask import entries_at_a_time, merge_, split_
@@ -49,6 +49,10 @@ class Gathered:
         self.weights = weights
         self._states = [w.state for w in weights]
         self._parameters: list[Tensor] = [w.weight for w in weights]
+        # Groups are made anew when a state's parts are others, so these stay the very tensors.
+        parts = [s.parts for s in self._states if s.parts is not None]
+        self._masks = [p.mask for p in parts]
+        self._asides = [p.aside for p in parts if p.aside is not None]
         self._counters = count_together(map(histories, weights), torch.device("cpu"))
         self._pattern, self._dim = self._states[0].pattern, self._states[0].dim
         shape, dtype = weights[0].weight.shape, weights[0].weight.dtype
@@ -91,13 +95,12 @@ class Gathered:
                 strength.ascending and any(strength.of(w) != decay for w in self.weights[run])
             ):
                 return False
-            kinds = {type(g) for g in gradients}, {g.dtype for g in gradients}
-            layouts = {g.layout for g in gradients}
-            if (*kinds, layouts) != ({Tensor}, {parameters[0].dtype}, {torch.strided}):
+            kinds = {(type(g), g.dtype, g.layout) for g in gradients}
+            if kinds != {(Tensor, parameters[0].dtype, torch.strided)}:
                 return False
 
-        dense, mask = self._dense.take(parameters), self._mask.take(_masks(states))
-        pruned = None if self._pruned is None else self._pruned.take(_asides(states))
+        dense, mask = self._dense.take(parameters), self._mask.take(self._masks[run])
+        pruned = None if self._pruned is None else self._pruned.take(self._asides[run])
         if merge_(dense, pruned, mask):
             return False  # treated one by one, it is said which
         adjust = states[0].method.adjust_gradient
@@ -113,7 +116,7 @@ class Gathered:
         """Run by run."""
         for run in self._open:
             parameters, states = self._parameters[run], self._states[run]
-            masks, update = _masks(states), states[0].updates_mask
+            masks, update = self._masks[run], states[0].updates_mask
             dense, before = self._dense.take(parameters), self._before.take(masks)
             mask = self._mask.all[: len(masks)].copy_(before)
             pruned = None if self._pruned is None else self._pruned.all[: len(masks)]
@@ -123,16 +126,8 @@ class Gathered:
                 if count:
                     self._counters[run] += mask.ne(before).flatten(1).sum(1)
             if self._pruned is not None:
-                self._pruned.give(_asides(states))
+                self._pruned.give(self._asides[run])
             self._dense.give(parameters)
             hold_dense(states, False)
         self._open = []
         self._apart.close(count=count)
-
-
-def _masks(states: list[NMState]) -> list[Tensor]:
-    return [s.parts.mask for s in states]  # type: ignore[union-attr]
-
-
-def _asides(states: list[NMState]) -> list[Tensor]:
-    return [s.parts.aside for s in states]  # type: ignore[misc, union-attr]

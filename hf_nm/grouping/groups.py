@@ -85,11 +85,12 @@ class Groups:
     ) -> None:
         """Tell all weights which step it is, whether their masks stay until the next, whether for good,
         and in which form they keep what they remember (None: as before)."""
-        if not self._tightens and all(
-            s.mask_held is held
-            and (frozen is None or s.mask_frozen is frozen)
-            and (compact is None or s.is_compact is compact)
-            for s in self._states
+        states = self._states
+        if (
+            not self._tightens
+            and {s.mask_held for s in states} <= {held}
+            and (frozen is None or {s.mask_frozen for s in states} <= {frozen})
+            and (compact is None or {s.is_compact for s in states} <= {compact})
         ):
             return
         for state in self._states:
@@ -117,8 +118,8 @@ def _key(w: SparseWeight) -> object:
     is_built_in = method.is_plain and any(method.adjust_gradient is known for known in ADJUSTS)
     if parts is None or not is_built_in or state.spec.method.pattern_at is not None:
         return None
-    if state.spec.is_automatic or not isinstance(parts.held, Whole):
-        return None  # a decay of its own at each step, or bits
+    if not isinstance(parts.held, Whole):
+        return None  # bits
     if (parts.aside is None) != (method.keeps is Aside.NOTHING):
         return None
     tensors = [weight, parts.mask] if parts.aside is None else [weight, parts.mask, parts.aside]
@@ -128,11 +129,13 @@ def _key(w: SparseWeight) -> object:
         return None
     if weight.dtype not in table.DTYPES or tensors[-1].dtype not in (torch.bool, weight.dtype):
         return None
-    decay = state.spec.fixed_decay
+    decay, automatic = state.spec.fixed_decay, state.spec.is_automatic
     if pattern.m <= table.LARGEST_GROUP and table.usable(weight.device):
         stride = stride_along(weight, state.dim)
         kind = Kind(pattern, weight.dtype, stride, weight.device, parts.aside is not None)
-        return kind, state.spec.method, state.mask_frozen, bool(decay)
+        return kind, state.spec.method, state.mask_frozen, automatic, bool(decay)
+    if automatic:
+        return None  # a decay of its own at each step
     if weight.device.type == "cpu" and 2 * weight.numel() <= entries_at_a_time():
         form = weight.shape, weight.dtype, pattern, state.dim
         return form, state.spec.method, state.mask_frozen, decay

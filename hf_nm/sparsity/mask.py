@@ -186,12 +186,13 @@ def merge_(weight: Tensor, pruned: Tensor | None, mask: Tensor) -> Tensor:
         tensors.append(as_integers(pruned))
     merged: list[tuple[Tensor, Tensor]] = []
     for bits, kept, *rest in _chunks(1, *tensors):
-        stray = _scratch(bits)
-        stray.copy_(kept.view(torch.int8).sub(1)).bitwise_and_(bits)  # minus one: all bits set
         if weight.device.type != "cpu":
+            stray = torch.empty_like(bits)
+            stray.copy_(kept.view(torch.int8).sub(1)).bitwise_and_(bits)  # minus one: all bits set
             bits.bitwise_xor_(stray)
             strays.logical_or_(_hold_values(stray))
-        elif any(torch.aminmax(stray)):
+        elif _may_stray(bits, kept):
+            stray = kept.view(torch.int8).sub(1).to(bits.dtype).bitwise_and_(bits)
             if _hold_values(stray.clone()):  # this run is as it was, and now so are those before it
                 for before, its_mask in merged:
                     zero_pruned_(before, its_mask)
@@ -312,7 +313,7 @@ class _BuffersOfThread(threading.local):
 
     def __init__(self) -> None:
         self.latest: dict[Any, _Buffers] = {}
-        self.scratch: dict[Any, Tensor] = {}
+        self.scratch: dict[int, Tensor] = {}
 
 
 _buffers_of_thread = _BuffersOfThread()
@@ -325,17 +326,24 @@ def _hold_values(stray: Tensor) -> Tensor:
     return stray.bitwise_and_(torch.iinfo(stray.dtype).max).amax().ne(0)
 
 
+def _may_stray(bits: Tensor, kept: Tensor) -> bool:
+    """Whether a pruned entry has any bit set, on a CPU: over bytes, of which torch treats the most at a
+    time (a pass over the weight's own integers costs as much as the merge)."""
+    stray = _scratch(bits).copy_(bits)  # whether not zero
+    return bool(torch.gt(stray, kept, out=stray).view(torch.uint8).amax())
+
+
 def _scratch(bits: Tensor) -> Tensor:
-    """An integer tensor of this length and dtype, of this thread where it can be used again."""
-    if bits.device.type != "cpu" or type(bits) is not Tensor:
-        return torch.empty_like(bits)
+    """A bool tensor of this length, of this thread where it can be used again."""
+    if type(bits) is not Tensor:
+        return torch.empty_like(bits, dtype=torch.bool)
     latest = _buffers_of_thread.scratch
-    key = (bits.numel(), bits.dtype)
+    key = bits.numel()
     if key not in latest:
         if len(latest) == _MOST_BUFFERS:
             del latest[next(iter(latest))]
         with torch.inference_mode(False):
-            latest[key] = torch.empty_like(bits)
+            latest[key] = torch.empty_like(bits, dtype=torch.bool)
     return latest[key]
 
 

@@ -23,6 +23,9 @@ export HF_HOME="$results/hf-home" # its file of measured ways is a result, too
 interpret=$([ "$device" = cpu ] && echo TRITON_INTERPRET=1)
 begun=$SECONDS
 failed=0
+# A test file whose imports are not installed does not stop the others.
+pytest=("$python" -m pytest -p no:cacheprovider -q -m gpu --continue-on-collection-errors)
+arms="dense hf_nm interval frozen work copy"
 
 # part NAME SECONDS COMMAND...: run it, for so long at most, and write how it ended
 part() {
@@ -77,19 +80,30 @@ options_of() {
 part environment 40 "$python" -c "import torch; from hf_nm.environment import environment; print(environment()); print(torch.__config__.show())"
 # Without pytest; where there is no GPU, in Triton's interpreter.
 part packed_kernels 60 env PYTHONPATH="$PYTHONPATH:$PWD/tests/support" ${interpret:-} "$python" tests/support/packed_kernels.py
-# Kernels and whatever runs on a GPU only. Where there is none these tests are skipped.
-part tests_kernels 90 "$python" -m pytest -p no:cacheprovider -q -m gpu tests/inference tests/sparsity
-benchmark infer 80 $(options_of infer) --rounds "${ROUNDS:-10}"
-if [ -n "$tiny" ]; then
-    benchmark training_step 60 --device "$device" --rounds 2 --warmup 1 --tokens 32 --vocab_size 200 --json "$results/training_step/training_step.json"
-else
-    benchmark training_step 70 --device "$device" --bf16 --rounds 10 --tokens 8192 --json "$results/training_step/training_step.json"
+if [ -n "$interpret" ]; then
+    for check in gradients strays traffic; do
+        part "step_kernels_$check" 60 env PYTHONPATH="$PYTHONPATH:$PWD/tests/support" "$interpret" "$python" tests/support/interpreted.py "$check"
+    done
 fi
+# Kernels and whatever runs on a GPU only. Where there is none these tests are skipped.
+part tests_kernels 100 "${pytest[@]}" tests/test_gpu.py tests/inference tests/sparsity
+benchmark traffic 30 $(options_of traffic)
+if [ -n "$tiny" ]; then
+    benchmark training_step 60 $(options_of training_step) --rounds 2 --warmup 1 --tokens 32 --vocab_size 200 --arms $arms autograd
+else
+    benchmark training_step 80 $(options_of training_step) --bf16 --rounds 10 --tokens 8192 --arms $arms autograd
+fi
+benchmark infer 80 $(options_of infer) --rounds "${ROUNDS:-10}"
 benchmark generate 70 $(options_of generate) --rounds 3 --compile
-benchmark traffic 40 $(options_of traffic)
-benchmark mask 60 $(options_of mask) --rounds "${ROUNDS:-10}"
-benchmark memory 60 $(options_of memory)
-part tests_rest 150 "$python" -m pytest -p no:cacheprovider -q -m gpu tests --deselect tests/inference --deselect tests/sparsity
+benchmark mask 50 $(options_of mask) --rounds "${ROUNDS:-10}"
+benchmark memory 45 $(options_of memory) --patterns 2:4
+benchmark many 30 $(options_of many) --size 256
+if [ -z "$tiny" ]; then
+    mkdir -p "$results/training_step_32k"
+    part training_step_32k 50 "$python" recipes/benchmark/training_step.py --device "$device" --bf16 --rounds 7 --tokens 32768 --arms dense hf_nm --json "$results/training_step_32k/training_step.json"
+fi
+benchmark packed 60 $(options_of packed) --gib 0.5 --kinds model
+part tests_rest 150 "${pytest[@]}" tests/optim tests/model tests/targets tests/checkpoint/test_packed_loading.py
 
 echo "$((SECONDS - begun)) s in all; results in $results" | tee -a "$results/summary.txt"
 exit $failed

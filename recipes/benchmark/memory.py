@@ -142,8 +142,11 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=int, default=8000, help="joint vocabulary")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
+    parser.add_argument("--tiny", action="store_true", help="one pattern, which shows that it runs")
     parser.add_argument("--arm", default=None, help=argparse.SUPPRESS)  # what a child measures
     args = parser.parse_args()
+    if args.tiny:
+        args.patterns, args.tokens, args.vocab_size = ["2:4"], 32, 200
     if args.arm:
         print(json.dumps(measure(args.arm, args)))
         return

@@ -98,18 +98,26 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
+def write(file: Path | None, results: dict[str, Any]) -> None:
+    """Write what is known so far, where a file is named."""
+    if file is not None:
+        file.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, default=1.0, help="size of each checkpoint")
+    parser.add_argument("--tiny", action="store_true", help="0.02 GiB, which shows that it runs")
+    parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     parser.add_argument("--kinds", nargs="+", default=["tensor", "model"], help="which checkpoints")
     args = parser.parse_args()
-    size = int(args.gib * GIB)
-    results: dict[str, object] = {"environment": environment(), "bytes": size}
+    size = int((0.02 if args.tiny else args.gib) * GIB)
+    results: dict[str, Any] = {"environment": environment(), "bytes": size}
     writers = {"tensor": write_tensor, "model": write_model}
-    for kind, write in [(kind, writers[kind]) for kind in args.kinds]:
+    for kind, write_checkpoint in [(kind, writers[kind]) for kind in args.kinds]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write(folder / "a", size)
+            write_checkpoint(folder / "a", size)
             paths = [str(folder / part) for part in "abc"]
             for label, job in JOBS.items():
                 if "load" in label and kind == "tensor":
@@ -120,12 +128,14 @@ def main() -> None:
                 resident, own, outputs = after
                 results[f"{kind}, {label}"] = {"before": before, "peak": peak, "seconds": seconds}
                 results[f"{kind}, {label}"] |= {"after": resident, "own": own, "outputs": outputs}
+                write(args.json, results)
                 print(
                     f"{kind:7} {label:17} {before:5.0f} MiB before, peak {peak:5.0f}, "
                     f"after it {resident:5.0f}, without files {own:5.0f}, {seconds:.1f} s"
                 )
             ratio = weight_bytes(folder / "b") / weight_bytes(folder / "a")
             results[f"{kind}, ratio"] = ratio
+            write(args.json, results)
             print(f"{kind:7} packed / dense = {ratio:.4f} of {weight_bytes(folder / 'a'):,} bytes")
     print(json.dumps(results))
 

@@ -6,23 +6,29 @@ Every round runs one whole step (forward, backward, optimizer) of each arm, one 
 turning order, so that a noisy machine disturbs all arms alike. Reported: per round the ratio to that
 round's dense step, as median and quartiles.
 
-Arms: ``dense``; ``hf_nm`` (2:4 SR-STE, this package); ``compact`` (the same with
-``compact_state=True``, where ``--arms`` names it); ``autograd`` (the published way, written from the
-paper's equations: the module keeps W and every forward builds E*W, the decay sits in backward).
+Arms: ``dense``; ``hf_nm`` (2:4 SR-STE, this package); ``autograd`` (the published way, written from the
+paper's equations: the module keeps W and every forward builds E*W, the decay sits in backward). Others,
+where ``--arms`` names them:
+
+- ``compact``: ``hf_nm`` with ``compact_state=True``;
+- ``interval``: with ``mask_interval=25``, of which the median is a step that holds its masks;
+- ``frozen``: with masks frozen after the first step;
+- ``dense_eval``, ``eval``: a forward pass without gradients; the ratio of the second is to the first;
+- ``work``, ``copy``: hf_nm's work around a step alone, its optimizer does nothing; and a copy of as many
+  bytes as that has to move at least, 36 a N:M weight. The ratio of the first is to the second.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measured import clock_of, quartiles, ratios, rounds_of
 from torch import Tensor, nn
 from transformers import MarianConfig, MarianMTModel
 
@@ -79,19 +85,50 @@ def build_model(vocab_size: int, device: torch.device) -> MarianMTModel:
     return model.to(device).train()
 
 
-def make_step(arm: str, args: argparse.Namespace) -> Callable[[], float]:
-    """A function that runs one training step of ``arm`` and returns its wall time in seconds."""
+class Nothing(torch.optim.Optimizer):
+    """An optimizer that leaves its parameters alone."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        pass
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "hf_nm": {},
+    "compact": {"compact_state": True},
+    "interval": {"mask_interval": 25},
+    "frozen": {"freeze_masks_at": 1},
+    "work": {},
+}
+BASES = {"eval": "dense_eval", "work": "copy"}  # what the ratio is to, where not to the dense step
+BYTES_A_WEIGHT = 36  # S, R, the mask and the gradient read or written as often as no step can avoid
+
+
+def make_arm(arm: str, args: argparse.Namespace) -> Callable[[], Any]:
+    """A function that does once what the arm times."""
     device = torch.device(args.device)
     model = build_model(args.vocab_size, device)
+    if arm == "copy":
+        hf_nm.sparsify(model, 2, 4)
+        return make_copy(sum(w.weight.numel() for w in hf_nm.sparse_weights(model)), device)
     if arm == "autograd":
         for target in find_targets(model, hf_nm.NMPattern(2, 4))[0]:
             for module, _ in target.owners:
                 module.__class__ = AutogradLinear
-    if arm in ("hf_nm", "compact"):
+    if arm in OPTIONS or arm == "eval":
         hf_nm.sparsify(model, 2, 4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    if arm in ("hf_nm", "compact"):
-        hf_nm.attach(optimizer, model, compact_state=arm == "compact")
+    optimizer: torch.optim.Optimizer
+    if arm == "work":
+        weights: list[Tensor] = [w.weight for w in hf_nm.sparse_weights(model)]
+        optimizer = Nothing(weights, {})
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if arm in OPTIONS:
+        hf_nm.attach(optimizer, model, **OPTIONS[arm])
+    if arm == "work":
+        return torch.no_grad()(optimizer.step)
+
     sentences = args.tokens // args.length
     generator = torch.Generator().manual_seed(1)
     size = (sentences, args.length)
@@ -99,26 +136,49 @@ def make_step(arm: str, args: argparse.Namespace) -> Callable[[], float]:
     labels = torch.randint(2, args.vocab_size, size, generator=generator).to(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
 
-    def step() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+    def forward() -> Tensor:
         with autocast:
-            loss = model(input_ids=source, labels=labels).loss
-        loss.backward()
+            loss: Tensor = model(input_ids=source, labels=labels).loss
+        return loss
+
+    def step() -> None:
+        forward().backward()
         optimizer.step()
         optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
+    if arm in ("eval", "dense_eval"):
+        model.eval()
+        return torch.no_grad()(forward)
     return step
 
 
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return low, middle, high
+def make_copy(weights: int, device: torch.device) -> Callable[[], Any]:
+    """Copies that read and write ``BYTES_A_WEIGHT`` bytes for each of so many weights."""
+    size = min(weights * BYTES_A_WEIGHT // 2, 1 << 28)  # far more than a cache holds
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    whole, rest = divmod(weights * BYTES_A_WEIGHT // 2, size)
+
+    def copy() -> None:
+        for _ in range(whole):
+            target.copy_(source)
+        target[:rest].copy_(source[:rest])
+
+    return copy
+
+
+def measure(
+    arms: dict[str, Callable[[], Any]], times: dict[str, list[float]], args: argparse.Namespace
+) -> None:
+    """Fill in seconds by arm, a round in turning order after the other."""
+    device = torch.device(args.device)
+    rounds_of(arms, device, 0, args.warmup)
+    for number in range(args.rounds):
+        turn = number % len(arms)
+        order = dict([*arms.items()][turn:] + [*arms.items()][:turn])
+        found = rounds_of(order, device, 1, 0, clock_of(args))
+        for arm, seconds in found.items():
+            times[arm] += seconds
 
 
 def main() -> None:
@@ -132,38 +192,47 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast (weights stay fp32)")
     parser.add_argument("--arms", nargs="+", default=["dense", "hf_nm", "autograd"])
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="count CPU time: one thread on a busy machine"
+    )
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
 
-    steps = {arm: make_step(arm, args) for arm in args.arms}
+    missing = {BASES.get(arm, "dense") for arm in args.arms} - set(args.arms)
+    if missing:
+        parser.error(f"--arms has no {sorted(missing)}, which ratios are to; add them")
+
+    arms = {arm: make_arm(arm, args) for arm in args.arms}
     times: dict[str, list[float]] = {arm: [] for arm in args.arms}
-    for round_number in range(-args.warmup, args.rounds):
-        turn = round_number % len(args.arms)
-        for arm in args.arms[turn:] + args.arms[:turn]:
-            seconds = steps[arm]()
-            if round_number >= 0:
-                times[arm].append(seconds)
+    try:
+        measure(arms, times, args)
+    except KeyboardInterrupt:
+        print(f"stopped after {min(map(len, times.values()))} rounds")
+    counted = min(map(len, times.values()))
+    if not counted:
+        parser.exit(1, "nothing was measured\n")
+    times = {arm: seconds[:counted] for arm, seconds in times.items()}
 
     machine = environment()
     print(json.dumps(machine))
     print(
         f"Transformer-base Marian, vocabulary {args.vocab_size}, {args.tokens} tokens a side, "
         f"{'bf16 autocast' if args.bf16 else 'fp32'}, fused AdamW, {args.device}, "
-        f"{torch.get_num_threads()} threads, {args.rounds} interleaved rounds\n"
+        f"{torch.get_num_threads()} threads, {'CPU' if args.cpu_time else 'wall'} time, "
+        f"{counted} interleaved rounds\n"
     )
-    print("| arm | step, ms: median (quartiles) | ratio to dense: median (quartiles) |")
-    print("|---|---|---|")
+    print("| arm | ms: median (quartiles) | ratio to | median (quartiles) |")
+    print("|---|---|---|---|")
     rows = {}
     for arm in args.arms:
-        ratios = [mine / dense for mine, dense in zip(times[arm], times["dense"], strict=True)]
         low, middle, high = quartiles([1000 * seconds for seconds in times[arm]])
-        r_low, r_middle, r_high = quartiles(ratios)
+        r_low, r_middle, r_high = ratios(times[arm], times[BASES.get(arm, "dense")])
         rows[arm] = {"ms": [low, middle, high], "ratio": [r_low, r_middle, r_high]}
         print(
             f"| {arm} | {middle:.0f} ({low:.0f} to {high:.0f}) "
-            f"| {r_middle:.3f} ({r_low:.3f} to {r_high:.3f}) |"
+            f"| {BASES.get(arm, 'dense')} | {r_middle:.3f} ({r_low:.3f} to {r_high:.3f}) |"
         )
     if args.json:
         arguments = {key: str(value) for key, value in vars(args).items()}

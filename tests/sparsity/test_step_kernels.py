@@ -21,6 +21,7 @@ SCRIPT = Path(__file__).parents[1] / "support/interpreted.py"
         pytest.param("properties", marks=pytest.mark.slow),
         "gradients",
         pytest.param("training", marks=pytest.mark.slow),
+        pytest.param("automatic", marks=pytest.mark.slow),
         "closures_and_scales",
         "strays",
         "traffic",

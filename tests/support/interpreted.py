@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import triton
-from tolerances import TOLERANCES, assert_same_bits
+from tolerances import assert_same_bits
 from torch import Tensor
 from training import assert_same_state, loss_of, sparse_mlp, state_of, train
 
@@ -120,19 +120,30 @@ def check_gradients() -> None:
             split_(weight, aside, mask, pattern, update_mask=True)
             parts.append((weight, aside, mask))
         weights, asides, masks = (list(column) for column in zip(*parts, strict=True))
-        for scale in (None, torch.tensor([1000.0])):
+        one, size = torch.ones(1), torch.tensor([1000.0])
+        for given, scale in (
+            (strengths, None),
+            (strengths, size),
+            (torch.tensor(strengths), one),  # automatic ones
+        ):
             gradients = [torch.randn(w.shape).to(dtype) for w in weights]
+            gradients[2][0] = -0.0  # adding nothing leaves it, adding zeros does not
             found = [g.clone() for g in gradients]
-            for g, (_, r, e), strength in zip(gradients, parts, strengths, strict=True):
-                add_decay(g, r, e, strength if scale is None else strength * scale[0])
-            kernels.before_step(weights, found, masks, asides, Adjust.DECAY, strengths, scale)
-            for a, b in zip(found, gradients, strict=True):
+            kernels.before_step(weights, found, masks, asides, Adjust.DECAY, given, scale)
+            for got, g, (_, r, e), strength in zip(found, gradients, parts, given, strict=True):
+                number = strength if scale is None else strength * scale[0]
+                expected = g.clone()
                 if dtype.itemsize >= 4:
-                    assert_same_bits(a, b, f"{dtype} {scale}")
-                else:  # torch rounds the strength itself to 16 bits on a CPU, and not on a GPU
-                    rtol, atol = TOLERANCES[dtype]
-                    size = 1.0 if scale is None else 1000.0
-                    torch.testing.assert_close(a, b, rtol=rtol, atol=size * max(atol, 0.01))
+                    add_decay(expected, r, e, number)
+                else:
+                    decay_as_on_a_gpu(expected, r, number)
+                    on_a_cpu = g.clone()
+                    add_decay(on_a_cpu, r, e, number)
+                    check_bound(expected, on_a_cpu, g, r, number)
+                if dtype is torch.bfloat16:  # which the interpreter cuts off, where a GPU rounds
+                    check_bound(got, expected, g, r, number)
+                else:
+                    assert_same_bits(got, expected, f"{dtype} {scale}")
             kernels.after_step(weights, masks, asides, kernels.flips, update_mask=False)
 
         gradients = [awkward(list(w.shape), dtype) for w in weights]
@@ -148,6 +159,26 @@ def check_gradients() -> None:
         kernels.after_step([None, weights[1], None], masks, asides, kernels.flips, update_mask=True)
         assert_same_bits(weights[0], before[0], "does not step")
         assert not weights[1][~masks[1]].count_nonzero()
+
+
+def decay_as_on_a_gpu(gradient: Tensor, aside: Tensor, decay: float | Tensor) -> None:
+    """What ``add_decay`` does to 16-bit gradients there: torch computes in float32, with a number as it
+    is, and with a tensor in the gradient's dtype, whose product is rounded."""
+    if isinstance(decay, Tensor):
+        factor = decay.to(gradient.dtype).float()
+        gradient.add_((aside.float() * factor).to(gradient.dtype))
+    elif decay:
+        exact = torch.tensor(decay, dtype=torch.float32).double() * aside.double()
+        gradient.copy_((gradient.double() + exact).float())
+
+
+def check_bound(
+    one: Tensor, other: Tensor, gradient: Tensor, aside: Tensor, decay: float | Tensor
+) -> None:
+    """How far 16-bit gradients on a CPU and a GPU are from each other: what ``add_decay`` states."""
+    added = (aside.double() * float(decay)).abs()
+    bound = torch.finfo(one.dtype).eps * (gradient.double().abs() + 2.5 * added)
+    assert ((one.double() - other.double()).abs() <= bound).all()
 
 
 @contextmanager
@@ -169,6 +200,10 @@ RUNS = {
     "frozen": ({"decay": 0.05}, {"freeze_masks_at": 3}, {}),
     "warm-up": ({"decay": 0.05}, {"decay_warmup_steps": 4}, {}),
     "maximize": ({"decay": 0.05}, {}, {"maximize": True, "lr": 1e-3}),
+    "automatic": ({"decay": "auto"}, {"decay_warmup_steps": 4}, {}),
+    "automatic, float64": ({"decay": "auto", "dtype": torch.float64}, {}, {}),
+    "automatic, frozen": ({"decay": "auto"}, {"freeze_masks_at": 3}, {}),
+    "automatic, maximize": ({"decay": "auto"}, {}, {"maximize": True, "lr": 1e-3}),
 }
 
 
@@ -195,7 +230,24 @@ def one_run(options: dict, schedule: dict, adam: dict, *, fused: bool) -> tuple:
 
 def check_training() -> None:
     """Whole runs are the same in every bit with and without the kernels."""
-    for name, (options, schedule, adam) in RUNS.items():
+    check_runs(RUNS)
+
+
+def check_automatic() -> None:
+    """The same with automatic decays as they are on a GPU: tensors, for which nobody waits."""
+    as_numbers = hf_nm.optim.step.automatic_decays
+
+    def as_tensors(weights, loss_scale) -> dict[str, Tensor]:
+        decays = as_numbers(weights, loss_scale)
+        return {name: torch.tensor(decay) for name, decay in decays.items()}
+
+    hf_nm.optim.step.automatic_decays = as_tensors
+    check_runs({name: run for name, run in RUNS.items() if "automatic" in name})
+    check_closures_and_scales(decay="auto")
+
+
+def check_runs(runs: dict[str, tuple[dict, dict, dict]]) -> None:
+    for name, (options, schedule, adam) in runs.items():
         found, measured = one_run(options, schedule, adam, fused=True)
         with torch_functions():
             expected, expected_measured = one_run(options, schedule, adam, fused=False)
@@ -204,8 +256,8 @@ def check_training() -> None:
         assert measured[0] > 0 or options.get("method") == "fixed", name
 
 
-def closure_run() -> dict[str, Tensor]:
-    model = sparse_mlp(decay=0.05)
+def closure_run(decay: float | str) -> dict[str, Tensor]:
+    model = sparse_mlp(decay=decay)
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
     handle = hf_nm.attach(optimizer, model)
     for step in range(3):
@@ -223,9 +275,9 @@ def closure_run() -> dict[str, Tensor]:
     }
 
 
-def scaled_run() -> dict[str, Tensor]:
+def scaled_run(decay: float | str) -> dict[str, Tensor]:
     """As torch's GradScaler does with a fused optimizer, a skipped step included."""
-    model = sparse_mlp(decay=0.05)
+    model = sparse_mlp(decay=decay)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
     handle = hf_nm.attach(optimizer, model, decay_warmup_steps=3)
     for step in range(4):
@@ -237,12 +289,12 @@ def scaled_run() -> dict[str, Tensor]:
     return state_of(model) | {"sad": torch.tensor(handle.sad())}
 
 
-def check_closures_and_scales() -> None:
+def check_closures_and_scales(decay: float | str = 0.05) -> None:
     """The same where the loss is evaluated inside a step, or gradients carry a scale on the device."""
     for run in (closure_run, scaled_run):
-        found = run()
+        found = run(decay)
         with torch_functions():
-            assert_same_state(found, run())
+            assert_same_state(found, run(decay))
 
 
 def check_strays() -> None:

@@ -135,12 +135,15 @@ def before_step(
                     before = _load(gradient_at, inside).to(EXACT)
                     value = pruned.to(FLOAT, bitcast=True).to(EXACT)
                     strength = tl.load(strengths + owner)
-                    if SCALED:  # as tensors: the product is rounded first
-                        factor = (strength * tl.load(scale)).to(EXACT)
+                    if (
+                        SCALED
+                    ):  # as tensors: the factor has the weights' dtype, the product is rounded
+                        factor = (strength * tl.load(scale)).to(FLOAT).to(EXACT)
                         product = (value * factor).to(FLOAT).to(EXACT)
                         after = before + product
-                    else:  # as torch.add(..., alpha=strength): rounded once
+                    else:  # as torch.add(..., alpha=strength): rounded once; by 0 it is not called
                         after = tl.fma(value, tl.zeros_like(value) + strength, before)
+                        after = tl.where(strength != 0, after, before)
                     _store(gradient_at, after.to(FLOAT), inside)
                 else:  # as bits: a NaN keeps its own
                     gradient_bits = gradient_at.to(tl.pointer_type(INTEGER), bitcast=True)

@@ -143,9 +143,7 @@ class Table:
         groups = torch.tensor([size // m for size in sizes], dtype=torch.int64)
         programs = (groups + self._groups - 1) // self._groups
         self._programs = int(programs.sum())
-        self._owners = self._sent(
-            torch.arange(count, dtype=torch.int32).repeat_interleave(programs)
-        )
+        self._owners = self.sent(torch.arange(count, dtype=torch.int32).repeat_interleave(programs))
         self._host = torch.zeros(_ROWS, count, dtype=torch.int64)
         self._host[4] = groups
         self._host[5] = programs.cumsum(0) - programs
@@ -165,7 +163,7 @@ class Table:
         masks: Sequence[Tensor],
         asides: Sequence[Tensor] | None,
         adjust: Adjust,
-        strengths: list[float],
+        strengths: list[float] | Tensor,
         scale: Tensor | None,
     ) -> None:
         """Merge weights (:func:`~hf_nm.sparsity.mask.merge_`) and change gradients, in one launch.
@@ -178,18 +176,23 @@ class Table:
             masks: ``E``.
             asides: ``R``; None where the kind keeps none.
             adjust: what happens to the gradients.
-            strengths: of the decay, in gradient units, one a weight.
+            strengths: of the decay, in gradient units, one a weight: numbers, or a float32 tensor on
+                the device, with a scale.
             scale: what they are multiplied by, a tensor of one number on the device; None for 1.
         """
         self._point([weights, gradients, masks, asides])
-        exact = self.kind.dtype == torch.float64 and scale is None
-        if strengths != self._strengths or exact != (self._strengths_sent.dtype == torch.float64):
-            self._strengths = list(strengths)
-            dtype = torch.float64 if exact else torch.float32
-            self._strengths_sent = self._sent(torch.tensor(strengths, dtype=dtype))
-        factor = self._strengths_sent if scale is None else scale
+        if isinstance(strengths, Tensor):
+            sent = strengths
+        else:
+            exact = self.kind.dtype == torch.float64 and scale is None
+            sent = self._strengths_sent
+            if strengths != self._strengths or exact != (sent.dtype == torch.float64):
+                self._strengths = list(strengths)
+                dtype = torch.float64 if exact else torch.float32
+                sent = self._strengths_sent = self.sent(torch.tensor(strengths, dtype=dtype))
+        factor = sent if scale is None else scale
         chosen = {"GRADIENT": adjust.value, "SCALED": scale is not None}
-        self._launch("before_step", [self._strengths_sent, factor, self.strays], **chosen)
+        self._launch("before_step", [sent, factor, self.strays], **chosen)
 
     def after_step(
         self,
@@ -228,11 +231,11 @@ class Table:
                 self._host[row] = torch.tensor(pointers, dtype=torch.int64)
                 changed = True
         if changed:
-            self._device = self._sent(self._host)
+            self._device = self.sent(self._host)
             m = self.kind.pattern.m
             self._aligned = 1 if (self._host[:4] % 16).any() else m & -m
 
-    def _sent(self, values: Tensor) -> Tensor:
+    def sent(self, values: Tensor) -> Tensor:
         """A copy of a small tensor on the device, which nobody waits for."""
         device = self.kind.device
         if device.type == "cpu":
