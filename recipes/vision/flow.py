@@ -10,6 +10,7 @@ is one too.
 from functools import partial
 from typing import Any
 
+import numpy as np
 from batches import NextEpoch
 from flow_batches import Crops, stack
 from flow_data import SPLITS, load_pairs
@@ -89,7 +90,8 @@ def main() -> None:
 
     # ---- Score: the saved checkpoint, opened as anybody would open it
     if run.state.is_main_process:
-        reloaded: Any = PerceiverForOpticalFlow.from_pretrained(run.out).to(run.device)
+        reloaded: Any = PerceiverForOpticalFlow.from_pretrained(run.out)
+        reloaded.to(run.device)
         test = data.splits["test"]
         probe = stack([crops["test"][i] for i in range(min(2, len(test)))])
         equal = same_outputs(trained, reloaded, {"inputs": probe["inputs"].to(run.device)})
@@ -99,7 +101,7 @@ def main() -> None:
             "batch_size": arguments.per_device_eval_batch_size,
         }
         with one_line_image_errors():
-            constants = {"zero": 0.0, "mean": mean_flow(data.splits["train"], quiet)}
+            constants = {"zero": np.zeros(2), "mean": mean_flow(data.splits["train"], quiet)}
             scores = score(reloaded, test, constants, quiet=quiet, **whole)
             opened = [test.open(i) for i in range(min(recipe.shown_pairs, len(test)))]
         shown = [(pair[0], pair[2], predict(reloaded, *pair[:2], **whole)) for pair in opened]

@@ -12,8 +12,10 @@ from hf_nm.experiments.options import within
 FOLDERS = "a folder in the form of FlyingChairs or of MPI Sintel's training data"
 # Options of every image recipe that mean nothing here: flow is read from folders alone, Perceiver has no
 # convolutions, and distillation compares the probabilities of classes.
-NO_EFFECT = ("dataset_name", "dataset_config_name", "test_split", "image_column", "channels_last")
-NO_EFFECT += ("image_memory", "teacher", "distillation_weight", "temperature", "hidden_weight")
+NO_EFFECT = (
+    *("dataset_name", "dataset_config_name", "test_split", "image_column", "channels_last"),
+    *("image_memory", "teacher", "distillation_weight", "temperature", "hidden_weight"),
+)
 
 
 @dataclass

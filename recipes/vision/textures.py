@@ -1,23 +1,24 @@
 """The embedded pairs of frames: moving textures, drawn here, whose flow is exact.
 
-Background and up to two patches before it have smooth random textures of their own, and each moves by
-a translation, rotation and zoom of its own. The second frame shows the textures at whole pixels; the
-first one shows, at each pixel, the texture of what is seen there at the place where the flow leads,
-between pixels by bilinear sampling. So the second frame, sampled where the flow leads, is the first
-frame to the rounding of 8 bits, except where a patch hides what moves behind it, at a patch's rim and
-where the flow leads out of the frame: there the flow is exact, but nothing in the frames shows it.
+The background and, by chance, a patch before it have smooth random textures of their own, and each
+moves by a translation, rotation and zoom of its own. The second frame shows the textures at whole
+pixels; the first one shows, at each pixel, the texture of what is seen there at the place where the
+flow leads, between pixels by bilinear sampling. So the second frame, sampled where the flow leads, is
+the first frame to the rounding of 8 bits, except where a patch hides what moves behind it, at a
+patch's rim and where the flow leads out of the frame: there the flow is exact, but nothing in the
+frames shows it.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-SIZE = (20, 24)  # height and width, pixels
+SIZE = (16, 20)  # height and width, pixels
 ROWS = {"train": 1200, "validation": 64, "test": 200}
 CONTRAST = 50.0  # grey levels, the standard deviation of a texture
-FARTHEST = 2.0  # pixels, of a translation
+FARTHEST = 1.5  # pixels, of a translation
 TURN, ZOOM = 0.05, 0.05  # radians; as a share of the size
-PATCHES = 2
+PATCHES = 1
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,13 @@ def _texture(random: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """Noise without its fine detail, in three channels that go together in part:
     ``[height + 16, width + 16, 3]``, without a seam when repeated."""
     height, width = size[0] + 16, size[1] + 16  # what moves into the frame is not what moves out
-    fine = random.uniform(1.5, 3)  # pixels, the deviation of the blur
+    fine = random.uniform(1.0, 1.6)  # pixels, the deviation of the blur
     across, down = np.fft.fftfreq(width)[None, :, None], np.fft.fftfreq(height)[:, None, None]
     blur = np.exp(-2 * (np.pi * fine) ** 2 * (across**2 + down**2))
-    noise = random.normal(size=(height, width, 3)) + random.normal(size=(height, width, 1))
+    noise = 0.3 * random.normal(size=(height, width, 3)) + random.normal(size=(height, width, 1))
     smooth = np.fft.ifft2(np.fft.fft2(noise, axes=(0, 1)) * blur, axes=(0, 1)).real
     smooth -= smooth.mean((0, 1))
-    return random.uniform(95, 160, size=3) + CONTRAST * smooth / smooth.std((0, 1))
+    return random.uniform(110, 145, size=3) + CONTRAST * smooth / smooth.std((0, 1))
 
 
 def _inside(offsets: np.ndarray, radii: np.ndarray, angle: float, round_: bool) -> np.ndarray:
