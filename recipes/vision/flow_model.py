@@ -60,8 +60,8 @@ def load_model(recipe: FlowArguments) -> PerceiverForOpticalFlow:
 
 
 def _started(model: PerceiverForOpticalFlow) -> PerceiverForOpticalFlow:
-    """The model with new weights, normal with a variance of one over the inputs, as the original's layers
-    start; transformers has one small deviation for all, meant for checkpoints that are loaded anyway."""
+    """The model with new weights: normal with a variance of one over the inputs, as the original's
+    layers start. (transformers has one small deviation for all; its checkpoints are loaded anyway.)"""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)

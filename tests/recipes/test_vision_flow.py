@@ -338,6 +338,6 @@ def test_flow_picture(tmp_path):
     assert left[2] > 200 and left[0] == 0  # noqa: PT018  # leftwards blue
     assert down[:2] == pytest.approx([255, 230], abs=30)
     draw_flows(tmp_path / "flow.png", [(frames(0)[0], flow_of(0), flow_of(1))] * 2)
-    image = Image.open(tmp_path / "flow.png")
-    assert image.size[0] > 3 * 160
+    with Image.open(tmp_path / "flow.png") as image:
+        assert image.size[0] > 3 * 160
     assert "torchvision" not in sys.modules
