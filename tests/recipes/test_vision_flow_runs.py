@@ -1,4 +1,4 @@
-"""Optical flow run whole: what is learned, what a reader opens, resumed runs, refusals; RAFT by targets."""
+"""Optical flow run whole: what is learned, what a reader opens, resumed runs, refusals; RAFT."""
 
 import json
 from collections.abc import Callable
@@ -203,6 +203,23 @@ def test_refusals(options, data, tmp_path, capsys):
     said = str(caught.value) + capsys.readouterr().err
     assert REFUSED[options] in said
     assert "Traceback" not in said
+
+
+def test_deepmind_sizes():
+    """Red if the options for GPUs make no model, or leave most of it dense: 24 blocks of 6 square weights,
+    and what the two cross-attentions make of the latents."""
+    with importing("vision"):
+        from flow_model import load_model
+        from flow_options import parse
+    recipe, _ = parse([str(VISION / "configs" / "flow_chairs.yaml"), "--bf16", "false"])
+    with torch.device("meta"):
+        model = load_model(recipe)
+    assert model.config.flow_scale == 20.0
+    recipe.sparsify(model)
+    layers = hf_nm.report(model).layers
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert 24 * 6 <= len(layers) <= 24 * 6 + 8
+    assert sum(np.prod(row.shape) for row in layers) > 0.9 * weights
 
 
 def trained_by_targets(
