@@ -25,12 +25,13 @@ def load_model(recipe: FlowArguments) -> PerceiverForOpticalFlow:
         ValueError: there is no such checkpoint, it is of another task, or an option is wrong.
     """
     if recipe.config_name:
-        config: Any = new_config(recipe.config_name, recipe.config_overrides, {}, {})
         given = f"--config_name {recipe.config_name} --config_overrides {recipe.config_overrides}"
-        if config.model_type != TYPE:
+        kind = new_config(recipe.config_name, None, {}, {}).model_type
+        if kind != TYPE:
             raise ValueError(
-                f"{given}: optical flow is predicted by a {TYPE}, not a {config.model_type}."
+                f"--config_name {recipe.config_name}: optical flow is predicted by a {TYPE}, not a {kind}."
             )
+        config: Any = new_config(recipe.config_name, recipe.config_overrides, {}, {})
         config.flow_scale = recipe.flow_scale or getattr(config, "flow_scale", FLOW_SCALE)
         config.architectures = None
         size = list(config.train_size)

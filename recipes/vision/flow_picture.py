@@ -15,7 +15,7 @@ NARROWEST = 160  # pixels that a picture is enlarged to
 
 
 def wheel() -> np.ndarray:
-    """The colours of directions, from leftwards on clockwise: float64 ``[55, 3]``, 0 to 255."""
+    """The colours of directions, from rightwards over downwards: float64 ``[55, 3]``, 0 to 255."""
     parts = []
     for i, count in enumerate(STEPS):
         begin, end = (np.array(CORNERS[j % len(CORNERS)]) for j in (i, i + 1))
