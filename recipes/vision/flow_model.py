@@ -29,7 +29,8 @@ def load_model(recipe: FlowArguments) -> PerceiverForOpticalFlow:
         kind = new_config(recipe.config_name, None, {}, {}).model_type
         if kind != TYPE:
             raise ValueError(
-                f"--config_name {recipe.config_name}: optical flow is predicted by a {TYPE}, not a {kind}."
+                f"--config_name {recipe.config_name}: optical flow is predicted by a {TYPE}, not a "
+                f"{kind}; give --config_name {TYPE}."
             )
         config: Any = new_config(recipe.config_name, recipe.config_overrides, {}, {})
         config.flow_scale = recipe.flow_scale or getattr(config, "flow_scale", FLOW_SCALE)
