@@ -223,9 +223,7 @@ def test_deepmind_sizes():
     assert sum(np.prod(row.shape) for row in layers) > 0.9 * weights
 
 
-def trained_by_targets(
-    model: torch.nn.Module, loss: Callable[[], torch.Tensor], folder: Path
-) -> int:
+def trained_by_targets(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     """Make a model's convolutions 2:4 where m divides their channels, take a step, and verify them
     all; returns how many."""
 
