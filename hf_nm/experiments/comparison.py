@@ -76,7 +76,7 @@ def compare(folders: Sequence[str | Path], write_to: str | Path | None = None) -
                 str(run["steps"]),
                 f"{score:.{digits}f}",
                 f"{score - whole:+.{digits}f}" if base else "-",
-                f"{100 * score / whole:.1f}" if whole > 0 else "-",
+                _recovered(score, whole, run["score"].get("higher_is_better", True)),
                 f"{sad['mean_flip_rate']:.3e}" if sad else "-",
                 f"{sad['total']:,.0f}" if sad else "-",
                 f"{sad['from_start']:,.0f}" if sad else "-",
@@ -85,8 +85,16 @@ def compare(folders: Sequence[str | Path], write_to: str | Path | None = None) -
         )
     columns = ["run", "method", "pattern", "steps", metric, "vs dense", "recovery"]
     columns += ["flip rate per step", "SAD", "SAD from start", "time vs dense"]
-    text = f"{metric} on the test set, signature `{signature}`; recovery in % of the dense score.\n"
+    text = f"{metric} on the test set, signature `{signature}`; recovery in % of the dense score"
+    higher = all(run["score"].get("higher_is_better", True) for _, run in runs)
+    text += ".\n" if higher else ", dense over sparse, since lower is better.\n"
     return _written(f"{markdown_table(columns, rows)}\n{text}", write_to)
+
+
+def _recovered(score: float, dense: float, higher_is_better: bool) -> str:
+    """A score in per cent of the dense one; the other way round where lower is better."""
+    above, below = (score, dense) if higher_is_better else (dense, score)
+    return f"{100 * above / below:.1f}" if dense > 0 and below > 0 else "-"
 
 
 def compare_tasks(

@@ -39,6 +39,7 @@ LEFT_BY_A_RUN = (
     "training_time.json",
     "nm_sad.jsonl",
     "sad.png",
+    "flow.png",
     "results.json",
     "results.md",
     "predictions.tsv",

@@ -114,6 +114,7 @@ def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list
             row.get("split", "test"),
             dense.get(_measured(row)),
             signature=row["signature"],
+            higher_is_better=row.get("higher_is_better", True),
             interval=interval if row is run["score"] else None,
         )
         for row in _rows(run)
@@ -218,6 +219,7 @@ HELD: dict[str, Callable[[Any], bool]] = {
     "score.test": _number_or_none,
     "score.metric": _text,
     "score.signature": lambda value: value is None or _text(value),
+    "score.higher_is_better": lambda value: type(value) is bool,
     "score.others": _scores,
     "time.train_s": lambda value: _number(value) and value >= 0,
     "time.steps": _count,
@@ -237,4 +239,5 @@ HELD: dict[str, Callable[[Any], bool]] = {
     "vs_dense.high": lambda value: value is None or _number(value),
     **dict.fromkeys(("arm", "task", "data", "recipe"), _text),
 }
-OPTIONAL = {"time.steps", "score.others"}  # older recipes did not write them
+# Older recipes did not write them, or some recipes do not.
+OPTIONAL = {"time.steps", "score.others", "score.higher_is_better"}
