@@ -151,10 +151,10 @@ def _from_coco(file: Path, folder: Path) -> AnnotatedRows:
                     "correct it, or take it out."
                 )
             if each["category_id"] not in categories:
-                names = ", ".join(f"{id} {name}" for id, name in list(categories.items())[:20])
+                given = ", ".join(f"{id} {name}" for id, name in list(categories.items())[:20])
                 raise ValueError(
                     f"{file}, annotation {each.get('id')}: no category has the id "
-                    f"{each['category_id']} among {names}; correct it, or add the category."
+                    f"{each['category_id']} among {given}; correct it, or add the category."
                 )
             of_image[each["image_id"]].append(each)
         collected = Boxes()
@@ -168,11 +168,11 @@ def _from_coco(file: Path, folder: Path) -> AnnotatedRows:
                 )
             source = {"bytes": None, "path": str(path)}
             size = size_of(source, name, each.get("width"), each.get("height"))
-            given = [
+            boxes = [
                 (one["bbox"], categories[one["category_id"]], bool(one.get("iscrowd", 0)))
                 for one in of_image[each["id"]]
             ]
-            collected.add(name, size, given)
+            collected.add(name, size, boxes)
             images.append(source)
             names.append(name)
             sizes.append(size)

@@ -63,11 +63,14 @@ class AnnotatedRows:
     def part(self, numbers: Sequence[int] | np.ndarray) -> "AnnotatedRows":
         """Some of these rows."""
         chosen = [int(i) for i in numbers]
-        columns = ("names", "sizes", "boxes", "labels", "crowds")
         return replace(
             self,
             at=self.at[chosen],
-            **{name: [getattr(self, name)[i] for i in chosen] for name in columns},
+            names=[self.names[i] for i in chosen],
+            sizes=[self.sizes[i] for i in chosen],
+            boxes=[self.boxes[i] for i in chosen],
+            labels=[self.labels[i] for i in chosen],
+            crowds=[self.crowds[i] for i in chosen],
         )
 
 

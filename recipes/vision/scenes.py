@@ -31,7 +31,8 @@ def drawn(split: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ground = random.uniform(0, 255, size=3)
     image = np.broadcast_to(ground, (SIDE, SIDE, 3)).copy()
     taken = np.zeros((SIDE, SIDE), dtype=bool)
-    boxes, classes = [], []
+    boxes: list[list[int]] = []
+    classes: list[int] = []
     wanted = 0 if random.uniform() < EMPTY else int(random.integers(1, MOST + 1))
     for _ in range(TRIES):
         if len(boxes) == wanted:
