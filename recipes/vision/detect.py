@@ -9,6 +9,7 @@ is one too.
 
 from typing import Any
 
+import torch
 from annotated import load_annotated
 from augmentation import Augmentation
 from batches import NextEpoch
@@ -109,6 +110,8 @@ def main() -> None:
     if run.state.is_main_process:
         reloaded: Any = AutoModelForObjectDetection.from_pretrained(run.out)
         reloaded.to(run.device).eval()
+        if recipe.channels_last:  # another layout may round otherwise
+            reloaded.to(memory_format=torch.channels_last)
         opened: Any = AutoImageProcessor.from_pretrained(run.out)
         probe = stack([images["test"][i] for i in range(min(4, len(images["test"])))])
         seen = {key: value.to(run.device) for key, value in probe.items() if key != "labels"}

@@ -110,9 +110,7 @@ def test_wrong_options(option, data, tmp_path):
         detect(*data, *TINY, *option.split(), "--output_dir", tmp_path)
 
 
-BACKBONE = (
-    '"use_timm_backbone":false,"backbone":null,"use_pretrained_backbone":false,"backbone_config":'
-)
+BACKBONE = '"backbone_config":'
 BACKBONE += (
     '{"model_type":"resnet","embedding_size":8,"hidden_sizes":[8,16,16,16],"depths":[1,1,1,1],'
 )
