@@ -26,6 +26,7 @@ from transformers import (
 from hf_nm.formats.manifest import KEY
 from hf_nm.methods.method import AUTO
 from hf_nm.model.surgery import restore, sparsify
+from hf_nm.targets.selection import Selection
 from hf_nm.trainer.distillation import Distillation
 
 METHODS = {"dense": "dense", "fixed": "ASP", "ste": "STE", "sr-ste": "SR-STE"}  # and their names
@@ -120,8 +121,12 @@ class SparseArguments:
                 f"{arguments.num_train_epochs:g} are no training; give at least one update."
             )
 
-    def sparsify(self, model: nn.Module) -> None:
+    def sparsify(self, model: nn.Module, targets: Selection = None) -> None:
         """Make the model sparse in place, unless the run is dense; a sparse checkpoint trains on.
+
+        Args:
+            model: dense, or a sparse checkpoint.
+            targets: what becomes sparse, as for :func:`hf_nm.sparsify`; its rule if not given.
 
         Raises:
             ValueError: pattern or decay is out of range, nothing can be sparse, or the checkpoint is
@@ -131,7 +136,14 @@ class SparseArguments:
         manifest = getattr(config, KEY, None)
         if manifest is None:
             if self.sparse:
-                sparsify(model, self.n, self.m, method=self.method, decay=self.decay)
+                sparsify(
+                    model,
+                    self.n,
+                    self.m,
+                    method=self.method,
+                    decay=self.decay,
+                    targets=targets,
+                )
         elif (manifest["n"], manifest["m"]) == (self.n, self.m) and self.sparse:
             restore(model, method=self.method, decay=self.decay)
         else:

@@ -45,7 +45,7 @@ def draw(kind: int, number: int) -> np.ndarray:
     angle = random.uniform(0, 2 * np.pi)
     across = (x - middle_x) * np.cos(angle) + (y - middle_y) * np.sin(angle)
     along = (y - middle_y) * np.cos(angle) - (x - middle_x) * np.sin(angle)
-    inside = _inside(SHAPES[shape], across, along, size)
+    within = inside(SHAPES[shape], across, along, size)
     colours = _colours(random)
     own = _texture(TEXTURES[texture], across, along, random)
     around = random.uniform(0, 2 * np.pi)
@@ -55,12 +55,12 @@ def draw(kind: int, number: int) -> np.ndarray:
         y * np.cos(around) - x * np.sin(around),
         random,
     )
-    image = np.where(inside, np.where(own, 0, 1), np.where(behind, 2, 3))
+    image = np.where(within, np.where(own, 0, 1), np.where(behind, 2, 3))
     noisy = colours[image] + random.normal(0, NOISE, size=(SIDE, SIDE, 3))
     return np.rint(noisy).clip(0, 255).astype(np.uint8)
 
 
-def _inside(shape: str, across: np.ndarray, along: np.ndarray, size: float) -> np.ndarray:
+def inside(shape: str, across: np.ndarray, along: np.ndarray, size: float) -> np.ndarray:
     """Which pixels belong to the shape; `across` and `along` are measured from its middle."""
     distance = np.hypot(across, along)
     if shape == "ring":

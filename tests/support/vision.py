@@ -11,6 +11,7 @@ from PIL import Image
 from recipe_loading import VISION
 
 classify = partial(recipe_loading.run, "vision", script="classify")
+detect = partial(recipe_loading.run, "vision", script="detect")
 
 PLAIN = VISION / "configs" / "cifar_resnet20.yaml"
 RESNET = '{"embedding_size":8,"hidden_sizes":[8,16],"depths":[1,1],"layer_type":"basic"}'
