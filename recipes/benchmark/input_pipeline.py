@@ -48,8 +48,12 @@ def main() -> None:
 
 def prepare(files: list[str], options: argparse.Namespace) -> tuple[Any, int]:
     """Prepare the corpus as train.py does; the rows that are kept, and the padding token."""
-    from data import load_pairs
-    from preparing import cleaned, joint_vocabulary, token_numbers
+    from data import load_pairs  # type: ignore[import-not-found]
+    from preparing import (  # type: ignore[import-not-found]
+        cleaned,
+        joint_vocabulary,
+        token_numbers,
+    )
 
     with measured("reading the pairs"):
         pairs = load_pairs({"train": files})["train"]
@@ -72,7 +76,11 @@ def prepare(files: list[str], options: argparse.Namespace) -> tuple[Any, int]:
 
 def measure_batches(rows: Any, pad: int, options: argparse.Namespace) -> None:
     """Plan an epoch, and read from the loader for some seconds."""
-    from batching import Collator, TokenBatchSampler, TokenDataLoader
+    from batching import (  # type: ignore[import-not-found]
+        Collator,
+        TokenBatchSampler,
+        TokenDataLoader,
+    )
 
     lengths = rows.lengths
     for window in options.sort_window:

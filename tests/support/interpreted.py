@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -189,7 +190,7 @@ def torch_functions() -> Iterator[None]:
     del os.environ["HF_NM_KERNELS"]
 
 
-RUNS = {
+RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "sr-ste": ({"decay": 0.05}, {}, {}),
     "float64": ({"decay": 0.05, "dtype": torch.float64}, {}, {}),
     "bf16": ({"method": "ste", "dtype": torch.bfloat16}, {}, {}),
@@ -235,13 +236,14 @@ def check_training() -> None:
 
 def check_automatic() -> None:
     """The same with automatic decays as they are on a GPU: tensors, for which nobody waits."""
-    as_numbers = hf_nm.optim.step.automatic_decays
+    module = vars(hf_nm.optim.step)
+    as_numbers = module["automatic_decays"]
 
-    def as_tensors(weights, loss_scale) -> dict[str, Tensor]:
+    def as_tensors(weights: list[Any], loss_scale: float | Tensor) -> dict[str, Tensor]:
         decays = as_numbers(weights, loss_scale)
         return {name: torch.tensor(decay) for name, decay in decays.items()}
 
-    hf_nm.optim.step.automatic_decays = as_tensors
+    module["automatic_decays"] = as_tensors
     check_runs({name: run for name, run in RUNS.items() if "automatic" in name})
     check_closures_and_scales(decay="auto")
 
@@ -262,7 +264,7 @@ def closure_run(decay: float | str) -> dict[str, Tensor]:
     handle = hf_nm.attach(optimizer, model)
     for step in range(3):
 
-        def closure(step=step) -> Tensor:
+        def closure(step: int = step) -> Tensor:
             optimizer.zero_grad()
             loss = loss_of(model, step)
             loss.backward()
@@ -283,8 +285,8 @@ def scaled_run(decay: float | str) -> dict[str, Tensor]:
     for step in range(4):
         optimizer.zero_grad()
         (loss_of(model, step) * 1024.0).backward()
-        optimizer.grad_scale = torch.tensor(1024.0)
-        optimizer.found_inf = torch.tensor(float(step == 2))
+        for name, value in (("grad_scale", 1024.0), ("found_inf", float(step == 2))):
+            setattr(optimizer, name, torch.tensor(value))
         optimizer.step()
     return state_of(model) | {"sad": torch.tensor(handle.sad())}
 
@@ -304,10 +306,12 @@ def check_strays() -> None:
     handle = hf_nm.attach(optimizer, model)
     train(model, optimizer, range(2))
     w = hf_nm.sparse_weights(model)[1]
+    assert w.mask is not None
     w.weight.data[~w.mask] = 7.0
     train(model, optimizer, range(2, 4))
     assert w.weight.abs().max() < 5
     for read in (handle.sad, optimizer.state_dict):
+        assert w.mask is not None
         w.weight.data[~w.mask] = 7.0
         train(model, optimizer, range(1))
         model.to(torch.float64)  # other groups than those that found it
@@ -323,17 +327,17 @@ def check_traffic() -> None:
     moved = {"read": 0, "written": 0}
     load, store = around_step._load, around_step._store
 
-    def size(pointers, where) -> int:
+    def size(pointers: Any, where: Any) -> int:
         mask = torch.as_tensor(where.handle.data).expand(
             torch.as_tensor(pointers.handle.data).shape
         )
         return int(mask.sum()) * pointers.dtype.element_ty.primitive_bitwidth // 8
 
-    def counted_load(pointers, where):
+    def counted_load(pointers: Any, where: Any) -> Any:
         moved["read"] += size(pointers, where)
         return load(pointers, where)
 
-    def counted_store(pointers, values, where):
+    def counted_store(pointers: Any, values: Any, where: Any) -> Any:
         moved["written"] += size(pointers, where)
         return store(pointers, values, where)
 
