@@ -7,7 +7,6 @@ python recipes/classification/compare.py out/* [--against "ASP 2:4"] [--write ta
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from options import parse
@@ -46,8 +45,8 @@ if __name__ == "__main__":
     if rest and not rest[0].startswith("-") and not rest[0].endswith((".yaml", ".yml")):
         with one_line_errors():
             tables(given, rest)
-        sys.exit()
-    # What starts from a checkpoint is not built anew from a config.
-    from_run = ("--config_name", "", "--model_name_or_path")
-    train = Path(__file__).with_name("train.py")
-    compare_arms("classification", parse, train, given, rest, from_run)
+    else:
+        # What starts from a checkpoint is not built anew from a config.
+        from_run = ("--config_name", "", "--model_name_or_path")
+        train = Path(__file__).with_name("train.py")
+        compare_arms("classification", parse, train, given, rest, from_run)

@@ -32,7 +32,7 @@ def translate_again(folders: Sequence[Path], out: Path) -> None:
         if any(file.is_file() for file in there) or not (folder / "results.json").is_file():
             continue
         recipe = _options_of(folder)
-        test = load_data(recipe)[0]["test"]
+        test = load_data(recipe)["test"]
         search: dict[str, Any] = {"num_beams": recipe.num_beams}
         if recipe.num_beams > 1:
             search["length_penalty"] = recipe.length_penalty

@@ -7,7 +7,6 @@ python recipes/translation/compare.py out/dense out/ste out/sr-ste [--write tabl
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from again import translate_again
@@ -31,6 +30,6 @@ if __name__ == "__main__":
     if rest and not rest[0].startswith("-") and not rest[0].endswith((".yaml", ".yml")):
         with one_line_errors():
             print(compare(rest, given.write))
-        sys.exit()
-    train = Path(__file__).with_name("train.py")
-    compare_arms("translation", parse, train, given, rest, again=translate_again)
+    else:
+        train = Path(__file__).with_name("train.py")
+        compare_arms("translation", parse, train, given, rest, again=translate_again)

@@ -152,11 +152,13 @@ def test_compare(distilled, tiny_classifier, tmp_path, monkeypatch, capsys):
     command += ["--write", str(tmp_path / "table.md"), "--plot", str(tmp_path / "flips.png")]
     script = str(CLASSIFICATION / "compare.py")
     monkeypatch.setattr(sys, "argv", command)
-    runpy.run_path(script, run_name="__main__")
+    with importing("classification"):
+        runpy.run_path(script, run_name="__main__")
     assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
     assert (tmp_path / "flips.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(sys, "argv", ["compare.py", str(tmp_path / "nowhere")])
-    with pytest.raises(SystemExit, match=r"nowhere/results.json: no results here"):
+    failure = pytest.raises(SystemExit, match=r"nowhere/results.json: no results here")
+    with importing("classification"), failure:
         runpy.run_path(script, run_name="__main__")
 
 

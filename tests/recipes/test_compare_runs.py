@@ -91,6 +91,16 @@ def test_killed_and_gone_on_with(command: list[str], tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"this run began with --learning_rate"):
         run_python(SCRIPT, *command, "--learning_rate", "0.5", "--out", out)
 
+    # Where a run kept no translations, as older versions did, they are made again.
+    kept = (out / "dense-3" / "translations.jsonl").read_bytes()
+    (out / "dense-3" / "translations.jsonl").unlink()
+    table = tmp_path / "table"
+    said = run_python(SCRIPT, "--from", *out.glob("*-3"), "--out", table, "--resamples", 50).stdout
+    assert "dense-3: kept no translations; translating 5 sentences again" in said
+    assert (table / "translations" / "dense-3" / "translations.jsonl").read_bytes() == kept
+    assert "| ASP 2:4" in said
+    assert "50 paired resamples of the 5 test examples" in said
+
 
 def test_two_comparisons_in_one_folder(command: list[str], tmp_path: Path) -> None:
     """Red if a second comparison trains beside the first, or its error is a traceback."""
