@@ -93,7 +93,7 @@ def draw_layer_maps(maps: Mapping[str, LayerMap]) -> Figure:
         zip(axes, maps.items(), strict=True)
     ):
         image = axis.imshow(
-            values, aspect="auto", vmin=0, vmax=top, cmap="viridis", interpolation="nearest"
+            values.numpy(), aspect="auto", vmin=0, vmax=top, cmap="viridis", interpolation="nearest"
         )
         axis.set_title(title)
         axis.set_xlabel("step")

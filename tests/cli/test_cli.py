@@ -259,8 +259,7 @@ def test_stopped(number, code, tmp_path):
 
 
 def test_report(hf, sparse, tmp_path):
-    """Red if an interval is read as another, or per cent are of something else: by hand, of a log with two
-    lines and a weight of 4,096 entries."""
+    """Red if one interval is read as another, or per cent are of something else: a log of two lines."""
     name = "model.layers.0.self_attn.q_proj.weight"
     entries = math.prod(hf_nm.verify(sparse).layers[0].shape)
     for step, sad, start in ((10, 400, 400), (20, 100, 450)):
@@ -268,8 +267,8 @@ def test_report(hf, sparse, tmp_path):
         line = {"step": step, "nm/sad": sad, "nm/flip_rate": 0.0, "nm/sad_init": start}
         with (sparse / "nm_sad.jsonl").open("a") as file:
             file.write(json.dumps({**line, "layers": layers}) + "\n")
-    code, out, _ = hf("report", sparse, "--write", tmp_path / "figures", "--json")
-    assert code == 0
+    code, out, err = hf("report", sparse, "--write", tmp_path / "figures", "--json")
+    assert code == 0, err
     (row,) = json.loads(out)["layers"]
     assert row == {
         "name": name,
@@ -282,8 +281,8 @@ def test_report(hf, sparse, tmp_path):
     }
     drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert drawn == ["sad.png", "sad_layers.png"]
-    code, out, _ = hf("report", sparse)
-    assert code == 0
+    code, out, err = hf("report", sparse)
+    assert code == 0, err
     assert f"100 ({10000 / entries:.2f}%)" in out
 
 
