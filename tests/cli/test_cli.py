@@ -261,7 +261,8 @@ def test_stopped(number, code, tmp_path):
 def test_report(hf, sparse, tmp_path):
     """Red if one interval is read as another, or per cent are of something else: a log of two lines."""
     name = "model.layers.0.self_attn.q_proj.weight"
-    entries = math.prod(hf_nm.verify(sparse).layers[0].shape)
+    shapes = {row.name: row.shape for row in hf_nm.verify(sparse).layers}
+    entries = math.prod(shapes[name])
     for step, sad, start in ((10, 400, 400), (20, 100, 450)):
         layers = {name: {"sad": sad, "flips": sad, "sad_init": start}}
         line = {"step": step, "nm/sad": sad, "nm/flip_rate": 0.0, "nm/sad_init": start}
