@@ -20,8 +20,10 @@ from hf_nm.cli.terminal import (
     out,
     print_error,
     print_json,
+    print_movements,
     print_report,
     print_sizes,
+    print_timings,
     print_warning,
     progress,
     shown,
@@ -77,7 +79,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(epilog="Example: hf-nm inspect Qwen/Qwen3-0.6B --pattern 2:4")
 def inspect(
     source: Annotated[
         str, typer.Argument(help="A config.json, a folder with one, or a model's id on the Hub.")
@@ -132,7 +134,7 @@ def inspect(
     )
 
 
-@app.command()
+@app.command(epilog="Example: hf-nm verify out/embedded")
 def verify(
     source: Annotated[
         str,
@@ -169,7 +171,7 @@ def verify(
     print_report(report, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: hf-nm prune google-bert/bert-base-uncased pruned --pattern 2:4")
 def prune(
     source: Source,
     destination: Destination,
@@ -203,7 +205,7 @@ def prune(
     print_report(report, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: hf-nm pack out/embedded packed")
 def pack(
     source: Source,
     destination: Destination,
@@ -217,7 +219,7 @@ def pack(
     _rewrite(hf_nm.pack, source, destination, overwrite, _download(revision, token))
 
 
-@app.command()
+@app.command(epilog="Example: hf-nm unpack packed plain")
 def unpack(
     source: Source,
     destination: Destination,
@@ -247,7 +249,7 @@ def _rewrite(
     print_sizes(folder, destination)
 
 
-@app.command()
+@app.command(epilog="Example: hf-nm push out/embedded you/translation-2-4 --private")
 def push(
     folder: Annotated[Path, typer.Argument(help="A sparse checkpoint's folder.")],
     repo_id: Annotated[str, typer.Argument(help="NAME or ORGANISATION/NAME on the Hub.")],
@@ -293,7 +295,7 @@ def push(
     out.print(shown(str(url)))
 
 
-@app.command()
+@app.command(epilog="Example: hf-nm bench out/embedded --tokens 1")
 def bench(
     source: Annotated[
         str, typer.Argument(help="A config.json, a folder with one, or a model's id on the Hub.")
@@ -321,30 +323,29 @@ def bench(
     if as_json:
         print_json([row._asdict() for row in rows])
         return
-    columns = (
-        "shape",
-        "layers",
-        "dense, ms",
-        "packed, ms",
-        "speed-up",
-        "2:4 kernel, ms",
-        "speed-up",
-    )
-    table = Table(*columns, "masks a step, ms")
-    for row in rows:
-        kernel = row.kernel_ms
-        table.add_row(
-            "x".join(map(str, row.shape)),
-            str(row.layers),
-            f"{row.dense_ms:.3f}",
-            f"{row.packed_ms:.3f} ({row.packed_way})",
-            f"{row.dense_ms / row.packed_ms:.2f}",
-            row.why_no_kernel if kernel is None else f"{kernel:.3f}",
-            "" if kernel is None else f"{row.dense_ms / kernel:.2f}",
-            f"{row.masks_ms:.3f}",
+    print_timings(rows, rounds, tokens)
+
+
+@app.command(epilog="Example: hf-nm report out/embedded")
+def report(
+    run: Annotated[Path, typer.Argument(help="The output_dir of a training.")],
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Where figures go; RUN if unset.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a run's masks moved: SAD of each layer as a table, and over time as figures."""
+    from hf_nm.cli.run_report import report_run
+
+    layers, figures = report_run(run, run if write is None else write)
+    if as_json:
+        print_json(
+            {"layers": [row._asdict() for row in layers], "figures": list(map(str, figures))}
         )
-    out.print(table)
-    out.print(f"medians of {rounds} interleaved rounds, {tokens} rows, {rows[0].machine}")
+        return
+    print_movements(layers)
+    for path in figures:
+        out.print(shown(str(path)))
 
 
 def main() -> None:

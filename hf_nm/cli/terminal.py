@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,59 @@ def print_report(report: Report, as_json: bool) -> None:
         table.add_row(shown(row.name), shape, str(row.pattern), f"{row.kept / entries:.1%}")
     out.print(table)
     out.print(str(report).splitlines()[-1], highlight=False)
+
+
+def print_timings(rows: Sequence[Any], rounds: int, tokens: int) -> None:
+    """What ``bench`` measured, a row for each shape."""
+    columns = (
+        "shape",
+        "layers",
+        "dense, ms",
+        "packed, ms",
+        "speed-up",
+        "2:4 kernel, ms",
+        "speed-up",
+    )
+    table = Table(*columns, "masks a step, ms")
+    for row in rows:
+        kernel = row.kernel_ms
+        table.add_row(
+            "x".join(map(str, row.shape)),
+            str(row.layers),
+            f"{row.dense_ms:.3f}",
+            f"{row.packed_ms:.3f} ({row.packed_way})",
+            f"{row.dense_ms / row.packed_ms:.2f}",
+            row.why_no_kernel if kernel is None else f"{kernel:.3f}",
+            "" if kernel is None else f"{row.dense_ms / kernel:.2f}",
+            f"{row.masks_ms:.3f}",
+        )
+    out.print(table)
+    out.print(f"medians of {rounds} interleaved rounds, {tokens} rows, {rows[0].machine}")
+
+
+def print_movements(rows: Sequence[Any]) -> None:
+    """How far masks moved, a row for each N:M weight; per cent are of its entries."""
+    table = Table(
+        *(
+            "weight",
+            "pattern",
+            "entries",
+            "SAD, last interval",
+            "largest (at step)",
+            "from the start",
+        )
+    )
+    for row in rows:
+        of = 100 / max(1, row.entries)
+        table.add_row(
+            shown(row.name),
+            row.pattern,
+            f"{row.entries:,}",
+            f"{row.last:,} ({row.last * of:.2f}%)",
+            f"{row.largest:,} ({row.largest_at:,})",
+            f"{row.from_start:,} ({row.from_start * of:.1f}%)",
+        )
+    out.print(table)
 
 
 def print_sizes(source: Path, destination: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_nm.optim.sad_log import sad_curve
+import torch
+from torch import Tensor
+
+from hf_nm.optim.sad_log import read_layers, sad_curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Weights in the model's order, steps, and a number for each: `[weights, steps]`.
+LayerMap = tuple[list[str], list[int], Tensor]
 
 
 def blank_figure(path: str | Path) -> Figure:
@@ -55,3 +61,46 @@ def plot_sad(
         right.set_ylim(bottom=0)
     axis.set_title(title)
     figure.savefig(path, dpi=120)
+
+
+def layer_map(folder: str | Path, entries: Mapping[str, int]) -> LayerMap | None:
+    """SAD of each weight and logging interval, in per cent of its entries, from a run's `nm_sad.jsonl`.
+
+    Args:
+        folder: the run's.
+        entries: how many each weight has, by its name; others are left out.
+
+    Returns:
+        None where no SAD per layer is left.
+    """
+    rows = read_layers(folder)
+    if not rows:
+        return None
+    names = [name for name in rows[0][1] if name in entries]
+    values = [[100 * sads.get(name, 0) / entries[name] for _, sads in rows] for name in names]
+    shown = [name.removeprefix("model.").removesuffix(".weight") for name in names]
+    return shown, [step for step, _ in rows], torch.tensor(values)
+
+
+def draw_layer_maps(maps: Mapping[str, LayerMap]) -> Figure:
+    """Heat maps of SAD per layer beside each other, on one scale, each under its title."""
+    figure = blank_figure("sad_layers.png")
+    longest = max(len(names) for names, _, _ in maps.values())
+    figure.set_size_inches(4 + 4 * len(maps), max(3.5, 1.5 + 0.16 * longest))
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    top = max(float(values.max()) for _, _, values in maps.values()) or 1.0
+    for number, (axis, (title, (names, steps, values))) in enumerate(
+        zip(axes, maps.items(), strict=True)
+    ):
+        image = axis.imshow(
+            values.numpy(), aspect="auto", vmin=0, vmax=top, cmap="viridis", interpolation="nearest"
+        )
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        shown = range(0, len(steps), max(1, len(steps) // 5))
+        axis.set_xticks([*shown], [str(steps[at]) for at in shown])
+        same_names = number > 0 and names == next(iter(maps.values()))[0]
+        axis.set_yticks([*range(len(names))], [] if same_names else names, fontsize=6)
+    label = "SAD per logging interval (% of the layer's entries)"
+    figure.colorbar(image, ax=list(axes), label=label)
+    return figure

@@ -140,14 +140,14 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     return [row for _, row in _lines(path) if _is_log(row)] if path.is_file() else []
 
 
-def read_layers(folder: str | Path) -> list[tuple[int, dict[str, int]]]:
+def read_layers(folder: str | Path, what: str = "sad") -> list[tuple[int, dict[str, int]]]:
     """The Trainer's step and SAD of each weight up to there (mask entries), from the folder's
-    `nm_sad.jsonl`; empty where there is none."""
+    `nm_sad.jsonl`; empty where there is none. `what` may be "flips" or "sad_init", too."""
     path = Path(folder) / _FILE
     if not path.is_file():
         return []
     return [
-        (row["step"], {name: layer["sad"] for name, layer in row["layers"].items()})
+        (row["step"], {name: layer[what] for name, layer in row["layers"].items()})
         for _, row in _lines(path)
         if isinstance(row.get("layers"), dict)
     ]

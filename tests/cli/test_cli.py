@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import hf_nm
 from hf_nm.cli import app as cli
 from hf_nm.cli import terminal
 
-COMMANDS = ["inspect", "verify", "prune", "pack", "unpack", "push", "bench"]
+COMMANDS = ["inspect", "verify", "prune", "pack", "unpack", "push", "bench", "report"]
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_help(command, hf):
     code, out, _ = hf(*command, "--help")
     assert code == 0
     assert "Usage" in out
-    for name in COMMANDS if not command else ["--help"]:
+    for name in COMMANDS if not command else ["--help", f"Example: hf-nm {command[0]} "]:
         assert name in out
 
 
@@ -255,3 +256,38 @@ def test_stopped(number, code, tmp_path):
         _, err = process.communicate()
     assert process.returncode == code, err
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_report(hf, sparse, tmp_path):
+    """Red if one interval is read as another, or per cent are of something else: a log of two lines."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    shapes = {row.name: row.shape for row in hf_nm.verify(sparse).layers}
+    entries = math.prod(shapes[name])
+    for step, sad, start in ((10, 400, 400), (20, 100, 450)):
+        layers = {name: {"sad": sad, "flips": sad, "sad_init": start}}
+        line = {"step": step, "nm/sad": sad, "nm/flip_rate": 0.0, "nm/sad_init": start}
+        with (sparse / "nm_sad.jsonl").open("a") as file:
+            file.write(json.dumps({**line, "layers": layers}) + "\n")
+    code, out, err = hf("report", sparse, "--write", tmp_path / "figures", "--json")
+    assert code == 0, err
+    (row,) = json.loads(out)["layers"]
+    assert row == {
+        "name": name,
+        "pattern": "2:4",
+        "entries": entries,
+        "last": 100,
+        "largest": 400,
+        "largest_at": 10,
+        "from_start": 450,
+    }
+    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert drawn == ["sad.png", "sad_layers.png"]
+    code, out, err = hf("report", sparse)
+    assert code == 0, err
+    assert f"100 ({10000 / entries:.2f}%)" in out
+
+
+def test_report_of_a_run_whose_masks_nobody_followed(hf, sparse):
+    code, _, err = hf("report", sparse)
+    assert code == 2
+    assert "has no nm_sad.jsonl" in err

@@ -15,8 +15,8 @@ import numpy as np
 
 from hf_nm.experiments.arms.finished import FinishedRun, arms_of
 from hf_nm.experiments.arms.table import scale_of
-from hf_nm.hub.figures import blank_figure
-from hf_nm.optim.sad_log import read_layers, sad_curve
+from hf_nm.hub.figures import LayerMap, blank_figure, draw_layer_maps, layer_map
+from hf_nm.optim.sad_log import sad_curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,36 +82,16 @@ def draw_sad(runs: Sequence[FinishedRun]) -> Figure | None:
 def draw_layers(runs: Sequence[FinishedRun]) -> Figure | None:
     """SAD of each N:M weight and logging interval, in per cent of its entries, as a heat map for each
     arm whose masks move; mean over its seeds."""
-    maps: dict[str, tuple[list[str], list[int], np.ndarray]] = {}
+    maps: dict[str, LayerMap] = {}
     for arm, own in arms_of([run for run in runs if run.method in MOVING]).items():
-        each = [found for run in own if (found := _layer_map(run)) is not None]
+        each = [found for run in own if (found := layer_map(run.folder, run.entries)) is not None]
         same_axes = [found for found in each if found[:2] == each[0][:2]]
         if same_axes:
             mean = np.mean([values for _, _, values in same_axes], axis=0)
             maps[arm] = (*same_axes[0][:2], mean)
     if not maps:
         return None
-    figure = blank_figure("sad_layers.png")
-    longest = max(len(names) for names, _, _ in maps.values())
-    figure.set_size_inches(4 + 4 * len(maps), max(3.5, 1.5 + 0.16 * longest))
-    axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    top = max(float(values.max()) for _, _, values in maps.values()) or 1.0
-    for number, (axis, (arm, (names, steps, values))) in enumerate(
-        zip(axes, maps.items(), strict=True)
-    ):
-        image = axis.imshow(
-            values, aspect="auto", vmin=0, vmax=top, cmap="viridis", interpolation="nearest"
-        )
-        axis.set_title(arm)
-        axis.set_xlabel("step")
-        shown = range(0, len(steps), max(1, len(steps) // 5))
-        axis.set_xticks([*shown], [str(steps[at]) for at in shown])
-        same_names = number > 0 and names == next(iter(maps.values()))[0]
-        axis.set_yticks([*range(len(names))], [] if same_names else names, fontsize=6)
-    figure.colorbar(
-        image, ax=list(axes), label="SAD per logging interval (% of the layer's entries)"
-    )
-    return figure
+    return draw_layer_maps(maps)
 
 
 def draw_scores(runs: Sequence[FinishedRun]) -> Figure | None:
@@ -200,18 +180,6 @@ def _lines(axis: Any, arms: Mapping[str, Sequence[Curve]]) -> None:
             for curve in points:
                 each = [curve[step] for step in sorted(curve)]
                 axis.plot(sorted(curve), each, color=color, alpha=0.3, linewidth=0.8)
-
-
-def _layer_map(run: FinishedRun) -> tuple[list[str], list[int], np.ndarray] | None:
-    """Weights in the model's order, steps, and SAD in per cent of each weight's entries ``[weights,
-    steps]``; None where no SAD per layer is left."""
-    rows = read_layers(run.folder)
-    if not rows:
-        return None
-    names = [name for name in rows[0][1] if name in run.entries]
-    values = [[100 * sads.get(name, 0) / run.entries[name] for _, sads in rows] for name in names]
-    shown = [name.removeprefix("model.").removesuffix(".weight") for name in names]
-    return shown, [step for step, _ in rows], np.array(values)
 
 
 def _score_key(runs: Sequence[FinishedRun]) -> str | None:
