@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 # Underscore names of others that stand in this file and nowhere else.
@@ -65,6 +66,16 @@ def is_offloaded(module: nn.Module) -> bool:
     (``_hf_hook``; without it nothing is offloaded)."""
     hook = getattr(module, "_hf_hook", None)
     return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook]))
+
+
+def process_store() -> Any:
+    """The store at which the processes of the default group met; None where there is none (MPI), or one
+    that keeps nothing (the backend ``fake``).
+
+    torch has no public name for it.
+    """
+    get = getattr(dist.distributed_c10d, "_get_default_store", None)
+    return None if get is None or dist.get_backend() == "fake" else get()
 
 
 def inner_trainer(trainer: Any) -> Any:

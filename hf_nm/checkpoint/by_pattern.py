@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_nm.formats.folder import Count, Progress
+from hf_nm.formats.manifest import match_names
 from hf_nm.formats.packed_weight import Layout
 from hf_nm.formats.stored import Stored, StoredTensor
 from hf_nm.model.report import LayerRow, Report, SkippedRow
 from hf_nm.sparsity.check import BrokenPatternError, PieceCheck, check_pattern
 from hf_nm.sparsity.mask import MASKABLE_DTYPES
 from hf_nm.sparsity.pattern import NMPattern
+from hf_nm.targets.kinds import input_dims
 
-_DIM = -1  # a file does not say what a weight's input dimension is: a linear layer's is the last
+# A file does not say what a weight's input dimension is. A linear layer's is the last.
+_LAST = -1
 
 
 class Candidate(NamedTuple):
@@ -30,6 +33,8 @@ class Candidate(NamedTuple):
         name: its name.
         shape: its shape.
         dtype: its dtype.
+        dim: its input dimension, negative; None where nothing tells it, which is then taken to be the
+            last.
         check: how many of its entries are not zero; raises BrokenPatternError.
         size: bytes, for the progress.
     """
@@ -37,6 +42,7 @@ class Candidate(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    dim: int | None
     check: Callable[[NMPattern], int]
     size: int = 0
 
@@ -82,7 +88,7 @@ def check_by_pattern(
         count.add(c.size, "verifying")
     if not layers:
         raise BrokenPatternError(
-            f"none of the {len(found)} weights in {source} is {pattern} along its last dimension"
+            f"none of the {len(found)} weights in {source} is {pattern} along its input dimension"
             + (f" (first: {skipped[0].name}: {skipped[0].reason})" if skipped else "")
         )
     return Report(layers, skipped)
@@ -90,18 +96,22 @@ def check_by_pattern(
 
 def _looked_at(candidate: Candidate, pattern: NMPattern) -> LayerRow | SkippedRow:
     """A row for a tensor of which nobody said that it should be N:M."""
-    name, shape, dtype, check, _ = candidate
+    name, shape, dtype, known, check, _ = candidate
+    dim = _LAST if known is None else known
+    which = "its last dimension" if dim == _LAST else f"its input dimension {dim}"
     if dtype not in MASKABLE_DTYPES:
         return SkippedRow(name, shape, f"dtype {dtype} cannot be N:M")
     if not math.prod(shape):
         return SkippedRow(name, shape, "it has no entry")
-    if not pattern.divides(shape[_DIM]):
-        reason = f"its last dimension {shape[_DIM]} is not a multiple of m={pattern.m}"
-        return SkippedRow(name, shape, reason)
+    if not pattern.divides(shape[dim]):
+        return SkippedRow(
+            name, shape, f"{which} of {shape[dim]} is not a multiple of m={pattern.m}"
+        )
     try:
         kept = check(pattern)
     except BrokenPatternError:
-        return SkippedRow(name, shape, f"not {pattern}")
+        looked = " along its last dimension, and nothing tells which its input dimension is"
+        return SkippedRow(name, shape, f"not {pattern}{looked if known is None else ''}")
     if not kept:  # as adapters and biases start: that says nothing of a pattern
         return SkippedRow(name, shape, "all zero")
     return LayerRow(name, pattern, shape, kept)
@@ -117,27 +127,40 @@ def _check_globs(globs: list[str], names: list[str], source: str) -> None:
             )
 
 
-def of_stored(stored: Stored) -> Iterator[Candidate]:
-    """The tensors of files; a packed weight is unpacked whole where it is packed by another pattern."""
+def dims_of(model: nn.Module) -> dict[str, int]:
+    """The input dimension of every parameter of a model that can be N:M, negative, by name."""
+    return {
+        f"{prefix}.{local}" if prefix else local: dim
+        for prefix, module in model.named_modules()
+        for local, dim in input_dims(module).items()
+    }
+
+
+def of_stored(stored: Stored, dims: Mapping[str, int]) -> Iterator[Candidate]:
+    """The tensors of files; a packed weight is unpacked whole where it is packed by another pattern.
+
+    Args:
+        stored: the files.
+        dims: input dimensions by the parameters' names, as far as they are known.
+    """
+    matched = match_names(dims, stored.tensors)
+    known = {there: dims[name] for name, there in matched.items()}
+    # What a class that is known takes no products with (embeddings) has no input dimension.
+    other = _LAST if dims else None
     for name, tensor in stored.tensors.items():
-        yield Candidate(
-            name,
-            tensor.shape,
-            tensor.torch_dtype,
-            partial(_check_stored, tensor),
-            tensor.size,
-        )
+        dim = known.get(name, other) if tensor.layout is None else tensor.layout.dim
+        check = partial(_check_stored, tensor, _LAST if dim is None else dim)
+        yield Candidate(name, tensor.shape, tensor.torch_dtype, dim, check, tensor.size)
 
 
-def of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[Candidate]:
-    """The parameters of a model."""
+def of_tensors(
+    tensors: Iterable[tuple[str, Tensor]], dims: Mapping[str, int]
+) -> Iterator[Candidate]:
+    """The parameters of a model, and their input dimensions where they have one."""
     for name, tensor in tensors:
-        yield Candidate(
-            name,
-            tuple(tensor.shape),
-            tensor.dtype,
-            partial(_check_tensor, name, tensor),
-        )
+        dim = dims.get(name, _LAST)
+        check = partial(_check_tensor, name, tensor, dim)
+        yield Candidate(name, tuple(tensor.shape), tensor.dtype, dim, check)
 
 
 def verify_stored(
@@ -145,25 +168,26 @@ def verify_stored(
     pattern: NMPattern,
     targets: str | Iterable[str] | None,
     source: str,
+    dims: Mapping[str, int],
     progress: Progress | None,
 ) -> Report:
     """:func:`check_by_pattern` of files, packed ones after their checksums."""
     count = Count(progress, stored.size * (2 if stored.packed else 1))
     if stored.packed:
         stored.check(count)
-    return check_by_pattern(of_stored(stored), pattern, targets, source, count)
+    return check_by_pattern(of_stored(stored, dims), pattern, targets, source, count)
 
 
-def _check_tensor(name: str, tensor: Tensor, pattern: NMPattern) -> int:
-    return check_pattern(name, tensor, pattern, _DIM)
+def _check_tensor(name: str, tensor: Tensor, dim: int, pattern: NMPattern) -> int:
+    return check_pattern(name, tensor, pattern, dim)
 
 
-def _check_stored(tensor: StoredTensor, pattern: NMPattern) -> int:
+def _check_stored(tensor: StoredTensor, dim: int, pattern: NMPattern) -> int:
     layout: Layout | None = tensor.layout
-    if layout is not None and (layout.pattern, layout.dim) != (pattern, _DIM):
-        return check_pattern(tensor.name, tensor.read(), pattern, _DIM)
-    check = PieceCheck(tensor.name, tensor.shape, tensor.torch_dtype, pattern, _DIM)
+    if layout is not None and (layout.pattern, layout.dim) != (pattern, dim):
+        return check_pattern(tensor.name, tensor.read(), pattern, dim)
+    check = PieceCheck(tensor.name, tensor.shape, tensor.torch_dtype, pattern, dim)
     if math.prod(tensor.shape):
-        for bits in tensor.runs(pattern, _DIM):
+        for bits in tensor.runs(pattern, dim):
             check.add(bits)
     return check.result()

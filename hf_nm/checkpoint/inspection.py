@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from collections.abc import Mapping
@@ -14,8 +15,9 @@ import torch
 
 from hf_nm.checkpoint.model_class import model_class
 from hf_nm.checkpoint.source import asking_the_hub, existing
-from hf_nm.formats.manifest import KEY
+from hf_nm.formats.folder import CONFIG, is_diffusers, read_json
 from hf_nm.formats.packed_config import QUANTIZATION, is_packed_config
+from hf_nm.formats.recorded import recorded
 from hf_nm.model.report import Report, report
 from hf_nm.model.surgery import restore, sparsify
 from hf_nm.sparsity.pattern import NMPattern
@@ -109,7 +111,7 @@ def inspect(
         OSError: there is no such config.
     """
     model = _on_meta(source, dtype, download)
-    claimed = getattr(model.config, KEY, None) is not None
+    claimed = bool(recorded(model))
     if claimed and (targets is not None or exclude is not None or patterns is not None):
         raise ValueError(
             f"{source} is a sparse checkpoint, whose own patterns are shown; leave targets, exclude and "
@@ -141,11 +143,20 @@ def _on_meta(source: str | Path, dtype: str | None, download: dict[str, Any]) ->
     """A model of the right class without memory, from its config alone."""
     from transformers import AutoConfig
 
+    if (found := _diffusers_config(Path(source), download)) is not None:
+        return _diffusers_model(found, dtype)
     with nullcontext() if Path(existing(source)).exists() else asking_the_hub(source):
         config = AutoConfig.from_pretrained(source, **download)
     if is_packed_config(vars(config)):  # its layers are plain ones
         delattr(config, QUANTIZATION)
-    chosen = dtype or getattr(config, "dtype", None) or "float32"
+    chosen = _torch_dtype(dtype or getattr(config, "dtype", None) or "float32")
+    with torch.device("meta"):
+        model: Any = model_class(config)(config)
+        model.tie_weights()  # transformers 5.0 does not tie what is built here
+    return model.to(chosen)
+
+
+def _torch_dtype(chosen: Any) -> torch.dtype:
     if isinstance(chosen, str):
         name = chosen
         chosen = getattr(torch, name, None)
@@ -154,10 +165,37 @@ def _on_meta(source: str | Path, dtype: str | None, download: dict[str, Any]) ->
                 f"dtype must name a floating-point dtype of torch, but got {name!r}; write bfloat16, "
                 "float16 or float32"
             )
+    return chosen
+
+
+def _diffusers_config(source: Path, download: dict[str, Any]) -> dict[str, Any] | None:
+    """The config of a diffusers model that is here; None where it is another's, or not here."""
+    folder = source / (download.get("subfolder") or "")
+    path = folder / CONFIG if folder.is_dir() else source
+    if not path.is_file():
+        return None
+    config = read_json(path)
+    return config if is_diffusers(config) else None
+
+
+def _diffusers_model(config: dict[str, Any], dtype: str | None) -> Any:
+    """A diffusers model of the class that its config names, without memory."""
+    name = config.get("_class_name")
+    try:
+        diffusers: Any = importlib.import_module("diffusers")
+    except ImportError as error:
+        raise ValueError(
+            f"this is the config of a diffusers model ({name}), of which diffusers alone knows the "
+            "layers; install it: pip install diffusers"
+        ) from error
+    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not hasattr(kind, "from_config"):
+        raise ValueError(
+            f"diffusers {diffusers.__version__} has no model class {name!r}, which the config names"
+        )
     with torch.device("meta"):
-        model: Any = model_class(config)(config)
-        model.tie_weights()  # transformers 5.0 does not tie what is built here
-    return model.to(chosen)
+        model: Any = kind.from_config(config)
+    return model.to(_torch_dtype(dtype or "float32"))
 
 
 def _numberless(name: str) -> str:

@@ -25,6 +25,7 @@ from hf_nm.formats.folder import (
     Count,
     Progress,
     copy_rest,
+    is_diffusers,
     new_folder,
     packed_name,
     plain_name,
@@ -174,6 +175,11 @@ def unpack(
 
 def _check_plain(source: Path, config: dict[str, Any]) -> None:
     """Refuse a folder that is packed already, or whose weights are not where they usually are."""
+    if is_diffusers(config):
+        raise ValueError(
+            f"{source} is a diffusers model, which loads no packed weights; keep it plain "
+            "(hf_nm.verify reads it)"
+        )
     if is_packed_config(config):
         raise ValueError(f"{source} is packed already; unpack it with hf_nm.unpack")
     if config.get(QUANTIZATION) is not None:

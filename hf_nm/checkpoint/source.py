@@ -14,10 +14,13 @@ from typing import Any
 
 from hf_nm.formats.folder import (
     CONFIG,
+    DIFFUSERS_INDEX,
+    DIFFUSERS_SINGLE,
     INDEX,
     PACKED_INDEX,
     PACKED_SINGLE,
     SINGLE,
+    is_diffusers,
     read_json,
     weight_map,
 )
@@ -143,19 +146,22 @@ def _fetch(repo_id: str, **download: Any) -> Path:
         if files.keys() != {PACKED_SINGLE}:
             get(PACKED_INDEX)
     else:
+        single, index = (
+            (DIFFUSERS_SINGLE, DIFFUSERS_INDEX) if is_diffusers(data) else (SINGLE, INDEX)
+        )
         try:
-            get(SINGLE)
+            get(single)
             return folder
         except EntryNotFoundError as missing:
             try:
-                get(INDEX)
+                get(index)
             except EntryNotFoundError:
                 if isinstance(missing, LocalEntryNotFoundError):
                     raise missing from None
                 raise FileNotFoundError(
-                    f"{repo_id} has neither {SINGLE} nor {INDEX}; save with safetensors (the default)"
+                    f"{repo_id} has neither {single} nor {index}; save with safetensors (the default)"
                 ) from missing
-        files = dict.fromkeys(weight_map(folder / INDEX).values(), "")
+        files = dict.fromkeys(weight_map(folder / index).values(), "")
     for file in sorted(files):
         get(file)
     return folder

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_nm.checkpoint.by_pattern import check_by_pattern, of_tensors, verify_stored
+from hf_nm.checkpoint.by_pattern import check_by_pattern, dims_of, of_tensors, verify_stored
 from hf_nm.checkpoint.conversion import Conversion, conversions, shapes
 from hf_nm.checkpoint.model_class import named_class
 from hf_nm.checkpoint.source import weights_folder
@@ -48,9 +48,10 @@ def verify(
         manifest: what to check, in the form of ``config.nm_sparsity``, instead of that of
             the ``config.json`` in the folder or beside the file.
         pattern: such as ``"2:4"``: ask the weights themselves, of a file that no manifest belongs to
-            (or whatever that claims). Of every tensor with two dimensions or more, in its last one:
-            which keep the pattern are layers, the others are skipped with the reason. A tensor that is
-            all zero proves nothing, and is skipped.
+            (or whatever that claims). Of every tensor with two dimensions or more, along its input
+            dimension: the last, unless the model or the class that ``config.json`` names tells another
+            (GPT-2's ``Conv1D``, convolutions). Which keep the pattern are layers, the others are skipped
+            with the reason. A tensor that is all zero proves nothing, and is skipped.
         targets: with ``pattern``: globs over the tensors' names (``"*.mlp.*"``); all that they name
             must keep it.
         revision: of a model on the Hub: branch, tag or commit.
@@ -101,17 +102,28 @@ def _by_pattern(
 ) -> Report:
     """What the caller asks for, whatever is claimed."""
     if isinstance(model_or_path, nn.Module):
-        named = unwrap(model_or_path).named_parameters()
-        candidates = of_tensors((name, gathered(weight)) for name, weight in named)
+        inner = unwrap(model_or_path)
+        tensors = ((name, gathered(weight)) for name, weight in inner.named_parameters())
+        candidates = of_tensors(tensors, dims_of(inner))
         return check_by_pattern(candidates, pattern, targets, "the model", Count(progress, 0))
     path = weights_folder(model_or_path, **download)
-    if path.is_file() and path.suffix == ".safetensors":
-        stored = open_file(path)
-    else:
-        config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
-        stored = open_folder(path, config)
-    with stored:
-        return verify_stored(stored, pattern, targets, str(path), progress)
+    single = path.is_file() and path.suffix == ".safetensors"
+    folder = path.parent if single else path
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    with open_file(path) if single else open_folder(path, config) as stored:
+        dims = _dims_by_class(folder, config)
+        return verify_stored(stored, pattern, targets, str(path), dims, progress)
+
+
+def _dims_by_class(folder: Path, config: dict[str, Any]) -> dict[str, int]:
+    """Input dimensions by the class that a config names; none where there is none, or it is another
+    library's."""
+    if (kind := named_class(config)) is None:
+        return {}
+    try:
+        return dims_of(shapes(kind, folder)[0])
+    except Exception:  # a damaged config can be wrong in more ways than transformers has names for
+        return {}
 
 
 def _of_model(model: nn.Module, manifest: Any) -> Report:

@@ -97,6 +97,16 @@ class Resampled:
         """
         return self._interval(self._mean_recovery(arm) - self._mean_recovery(other))
 
+    def gap(self, task: str, arms: Sequence[str], others: Sequence[str]) -> Interval:
+        """The mean score of some arms less that of others, in the metric's unit, on the same resamples:
+        significant where 0 is not in it.
+
+        Raises:
+            ValueError: there is no such task, or an arm has no run on it.
+        """
+        ours, theirs = ([self._of(task, arm) for arm in side] for side in (arms, others))
+        return self._interval(np.mean(ours, axis=0) - np.mean(theirs, axis=0))
+
     def _mean_recovery(self, arm: str) -> Scores:
         return np.mean([self._recovery(task, arm) for task in self.scores], axis=0)
 

@@ -1,13 +1,18 @@
 """What a run builds on: its own last checkpoint, the runs it starts from, the dense run beside it."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from hf_nm.experiments.arms.sentences import task_of
+from hf_nm.experiments.bootstrap import paired_bootstrap
 from hf_nm.hub.scores import read_run
 from hf_nm.trainer.checkpoints import STATE, check_whole, newest_whole, view
+
+RESAMPLES = 10_000
 
 
 def last_checkpoint(arguments: TrainingArguments) -> tuple[str | None, int]:
@@ -64,6 +69,36 @@ def check_dense_run(folder: str | None, signature: str) -> None:
             f"--dense_run {folder}: a {dense['method']} run scored as "
             f"{dense['score']['signature']}, but this one needs a dense one scored as {signature}."
         )
+
+
+def difference_to_dense(
+    folder: Path, results: dict[str, Any], dense_run: str, log: logging.Logger
+) -> dict[str, Any]:
+    """How a run stands beside its dense one, for its `results.json`.
+
+    Args:
+        folder: the run's output directory, with what it predicted.
+        results: what goes into its `results.json`.
+        dense_run: the dense run's output directory.
+        log: hears why there is no interval.
+
+    Returns:
+        score: the dense run's, in the metric's unit.
+        difference, low, high: this run's score less that one, and its 95% interval from a paired
+            bootstrap over the test set; both bounds None where nothing could be resampled.
+        resamples: of the test set.
+    """
+    dense = read_run(Path(dense_run) / "results.json")
+    said = {"score": dense["score"]["test"], "difference": None, "low": None, "high": None}
+    said["difference"] = results["score"]["test"] - dense["score"]["test"]
+    try:
+        runs = {"run": (folder, results), "dense": (Path(dense_run), dense)}
+        found = paired_bootstrap({"test": task_of(runs)}, "dense", resamples=RESAMPLES)
+    except ValueError as error:  # a trained run does not fail of it
+        log.info(f"no interval of the difference to {dense_run}: {error}")
+        return said
+    gap = found.gap("test", ["run"], ["dense"])
+    return said | {"low": gap.low, "high": gap.high, "resamples": RESAMPLES}
 
 
 class ToldTheEpoch(TrainerCallback):

@@ -1,8 +1,11 @@
 """What can be set in every recipe, and how options are read: a YAML file, then the command line."""
 
+import argparse
 import difflib
+import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +26,7 @@ from transformers import (
 )
 
 from hf_nm.formats.manifest import KEY
+from hf_nm.methods.method import AUTO
 from hf_nm.model.surgery import restore, sparsify
 from hf_nm.trainer.distillation import Distillation
 
@@ -34,6 +38,14 @@ NOT_NEGATIVE = ["learning_rate", "warmup_steps", "weight_decay", "adam_epsilon",
 NOT_NEGATIVE += ["dataloader_num_workers", "seed"]
 
 
+def decay_option(text: str) -> float | str:
+    """What follows ``--decay``: a number, or ``auto``."""
+    try:
+        return text if text == AUTO else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO!r}") from None
+
+
 @dataclass
 class SparseArguments:
     """How a recipe's model becomes sparse: options that all of them have."""
@@ -41,8 +53,9 @@ class SparseArguments:
     method: str = field(default="sr-ste", metadata={"choices": list(METHODS)})
     n: int = field(default=2, metadata={"help": "weights kept of every m"})
     m: int = field(default=4)
-    decay: float = field(
-        default=2e-4, metadata={"help": "SR-STE's pull on pruned weights, gradient units"}
+    decay: decay_option = field(  # type: ignore[valid-type]  # argparse calls what stands here
+        default=2e-4,
+        metadata={"help": "SR-STE's pull on pruned weights, gradient units; or auto"},
     )
     decay_warmup_steps: int = field(
         default=0, metadata={"help": "steps over which the decay rises linearly"}
@@ -183,7 +196,7 @@ class SparseArguments:
         """Method, pattern and whatever differs from the defaults, as in `SR-STE 2:4, decay 0.02`."""
         said = [f"{METHODS[self.method]} {self.pattern}" if self.sparse else "dense"]
         if self.method == "sr-ste":
-            said.append(f"decay {self.decay:g}")
+            said.append(f"decay {self.decay if self.decay == AUTO else format(self.decay, 'g')}")
             if self.decay_warmup_steps:
                 said.append(f"rising over {self.decay_warmup_steps} steps")
         if self.sparse and self.mask_interval > 1:
@@ -289,6 +302,48 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from error
+
+
+@contextmanager
+def one_line_without_room() -> Iterator[None]:
+    """Around a whole program (``@one_line_without_room()`` over its ``main``): where a file cannot be
+    written for want of room, it ends with one line and a non-zero exit, without a traceback.
+
+    What was half-written then counts as nothing: results are written whole or not at all, and half a
+    checkpoint is skipped by a resume.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (said := _no_room(error)) is None:
+            raise
+        raise SystemExit(
+            f"{Path(sys.argv[0]).name}: error: no room to write ({said}); make room, then "
+            "--resume_from_checkpoint True goes on from the last whole checkpoint, --start_over true "
+            "begins anew where there is none."
+        ) from error
+
+
+# A full disk, a quota, the largest size of a file: what Python says of them, safetensors' Rust
+# ("os error 28") and Arrow.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of a file that it could not write torch says no more.
+_TORCH = ("iostream error", "unexpected pos", "PytorchStreamWriter")
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """What an error, or one that it came from, says of room that is missing; None if it is another."""
+    seen = list[BaseException]()
+    while error is not None and error not in seen:
+        seen.append(error)
+        text = (str(error).splitlines() or [""])[0]
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _NO_ROOM or any(os.strerror(code) in text for code in _NO_ROOM):
+            return text
+        if isinstance(error, RuntimeError) and any(part in text for part in _TORCH):
+            return f"torch.save: {text}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def opened(kind: Any, option: str, name: str, **options: Any) -> Any:

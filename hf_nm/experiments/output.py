@@ -40,6 +40,7 @@ LEFT_BY_A_RUN = (
     "results.json",
     "results.md",
     "predictions.tsv",
+    "translations.jsonl",
     OPTIONS_FILE,
 )
 
@@ -208,13 +209,17 @@ def _start_over(out: Path) -> Iterator[str]:
 # -- options ------------------------------------------------------------------------------------------
 
 
-def compare_options(path: Path, now: dict[str, Any], log: logging.Logger) -> None:
+def compare_options(
+    path: Path, now: dict[str, Any], log: logging.Logger, *, may_be_longer: bool = True
+) -> None:
     """Raise if the options of a file differ from these in anything that changes the result.
 
     Args:
         path: of `options.json`; where it is missing nothing is compared.
         now: what :func:`described` says of this run.
         log: hears of a missing file.
+        may_be_longer: whether another number of updates is fine where the learning rate does not look
+            ahead to it.
 
     Raises:
         ValueError: they differ, or the file is damaged: one line.
@@ -223,7 +228,7 @@ def compare_options(path: Path, now: dict[str, Any], log: logging.Logger) -> Non
         log.info(f"{path}: not there, so the options of the resumed run could not be compared")
         return
     begun = read_json(path, "restore it, or remove it to go on without comparing options.")
-    longer = _open_ended(begun) and _open_ended(now)
+    longer = may_be_longer and _open_ended(begun) and _open_ended(now)
     differences = []
     # In the order of the command line; what only one version of transformers knows is left out.
     for name in (name for name in now if name in begun):

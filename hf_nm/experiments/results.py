@@ -1,15 +1,17 @@
-"""What a run leaves so that it can be compared: results.json, results.md, predictions.tsv.
+"""What a run leaves so that it can be compared: results.json, results.md, and what it predicted.
 
 A result is a dict of plain values; the keys read by others are `method`, `pattern`, `data`, `score`
 (`metric`, `test`, `signature`), `sad` (from `sad_summary`), `time` (`train_s`) and `steps`.
 
 predictions.tsv has one line for each example, under the header ``reference<TAB>prediction``. Class
 numbers are written as integers, numbers so that they read back as the same float64.
+translations.jsonl has an object for each sentence, with ``source``, ``translation`` and ``reference``.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -181,3 +183,55 @@ def _column(values: Any) -> pd.Series:
             "[examples], such as logits.argmax(-1)"
         )
     return column.astype(int) if column.dtype.kind == "b" else column
+
+
+TRANSLATIONS_FILE = "translations.jsonl"
+SIDES = ("source", "translation", "reference")
+
+
+def write_translations(
+    folder: str | Path,
+    sources: Sequence[str],
+    translations: Sequence[str],
+    references: Sequence[str],
+) -> None:
+    """Write `translations.jsonl` into `folder`, which is made where it is missing.
+
+    Raises:
+        ValueError: different numbers of sentences.
+    """
+    rows = zip(sources, translations, references, strict=True)
+    lines = [json.dumps(dict(zip(SIDES, row, strict=True)), ensure_ascii=False) for row in rows]
+    path = Path(folder) / TRANSLATIONS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+
+
+def read_translations(folder: str | Path) -> tuple[list[str], list[str], list[str]]:
+    """Sources, translations and references that :func:`write_translations` wrote into `folder`.
+
+    Raises:
+        FileNotFoundError: the folder holds no such file.
+        ValueError: the file is not of this form; it says which line.
+    """
+    path = Path(folder) / TRANSLATIONS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no translations here; the translation recipe writes them with its score."
+        )
+    columns: tuple[list[str], list[str], list[str]] = ([], [], [])
+    # Not splitlines: a sentence may hold a line separator of Unicode.
+    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
+        try:
+            row = json.loads(line)
+            texts = [row[side] for side in SIDES]
+        except (ValueError, RecursionError, KeyError, TypeError, IndexError):
+            texts = []
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"{path}, line {number}: needs an object with the texts {', '.join(SIDES)}; the file "
+                "may have been cut short: score the run again."
+            )
+        for column, text in zip(columns, texts, strict=True):
+            column.append(text)
+    return columns

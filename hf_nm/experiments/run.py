@@ -15,7 +15,6 @@ A recipe's `main` reads, from top to bottom::
 import logging
 import math
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -40,8 +39,8 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 import hf_nm
-from hf_nm.environment import environment
-from hf_nm.experiments.earlier_runs import ToldTheEpoch, last_checkpoint
+from hf_nm.environment import command_line, commit, environment
+from hf_nm.experiments.earlier_runs import ToldTheEpoch, difference_to_dense, last_checkpoint
 from hf_nm.experiments.options import SparseArguments, one_line_errors, opened
 from hf_nm.experiments.output import claim, read_json, write_json
 from hf_nm.experiments.results import write_results
@@ -244,14 +243,26 @@ class Run:
             },
             "reloaded_logits_equal": reloaded_equal,
             "seed": self.arguments.seed,
+            "commit": commit(),
             "command": command_line(),
             **environment(self.state.num_processes),
         }
 
     def write(
-        self, results: dict[str, Any], heading: str, trainer: Trainer, loss_unit: str
+        self,
+        results: dict[str, Any],
+        heading: str,
+        trainer: Trainer,
+        loss_unit: str,
+        dense_run: str | None = None,
     ) -> None:
-        """Write `results.json`, `results.md` and `sad.png` in the main process, and print the second."""
+        """Write `results.json`, `results.md` and `sad.png` in the main process, and print the second.
+
+        Beside a dense run (its output directory) the results say the difference to it, with an interval
+        where both runs have written what they predicted.
+        """
+        if dense_run:
+            results["vs_dense"] = difference_to_dense(self.out, results, dense_run, self.log)
         print(write_results(results, self.out, heading))
         plot_sad(trainer.state.log_history, self.out / "sad.png", heading, loss_unit=loss_unit)
 
@@ -386,10 +397,3 @@ def same_outputs(
     """
     ours, theirs = (model.eval()(**inputs) for model in (trained, reloaded))
     return all(torch.equal(ours[name], theirs[name]) for name in names)
-
-
-def command_line() -> str:
-    """The command that started this program, as somebody would type it."""
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    launcher = ["accelerate", "launch"] if launched else [Path(sys.executable).name]
-    return shlex.join([*launcher, *sys.argv])

@@ -20,6 +20,10 @@ Progress = Callable[[int, int, str], None]
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What diffusers calls them, and how its config.json is told.
+DIFFUSERS_SINGLE = "diffusion_pytorch_model.safetensors"
+DIFFUSERS_INDEX = "diffusion_pytorch_model.safetensors.index.json"
+_DIFFUSERS = "_diffusers_version"
 _PACKED = ".nm_packed"
 PACKED_SINGLE = f"model{_PACKED}.safetensors"
 PACKED_INDEX = f"model{_PACKED}.safetensors.index.json"
@@ -119,13 +123,22 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder that transformers would load, sorted; they need not be there.
+    """The safetensors files of a folder that transformers or diffusers would load, sorted; they need not
+    be there.
 
     Saving a single file over shards leaves the shards' index behind: the single file comes first.
     """
-    if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
-        return [folder / file for file in sorted(set(weight_map(folder / INDEX).values()))]
+    for single, index in ((SINGLE, INDEX), (DIFFUSERS_SINGLE, DIFFUSERS_INDEX)):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return [folder / file for file in sorted(set(weight_map(folder / index).values()))]
     return [folder / SINGLE]
+
+
+def is_diffusers(config: dict[str, Any]) -> bool:
+    """Whether a ``config.json`` is that of a diffusers model."""
+    return _DIFFUSERS in config
 
 
 def packed_name(file: str) -> str:

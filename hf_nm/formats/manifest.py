@@ -40,7 +40,7 @@ class Manifest:
     Args:
         pattern: the model's default pattern.
         method: name of the method that trained it.
-        decay: SR-STE's decay, in gradient units.
+        decay: SR-STE's decay, in gradient units, or ``"auto"``.
         modules: parameter name to pattern, for every N:M weight.
         hf_nm: version of this package that wrote it.
         dims: parameter name to input dimension (negative), for those of them where it is not -1.
@@ -48,7 +48,7 @@ class Manifest:
 
     pattern: NMPattern
     method: str
-    decay: float
+    decay: float | str
     modules: dict[str, NMPattern]
     hf_nm: str = __version__
     dims: dict[str, int] = field(default_factory=dict)

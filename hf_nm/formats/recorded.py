@@ -6,6 +6,7 @@ its own ``save_pretrained``, so each has a manifest, with the names that its wei
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -36,7 +37,10 @@ class Holder(NamedTuple):
         Raises:
             ValueError: the manifest is not valid.
         """
-        data: Any = getattr(getattr(self.module, "config", None), KEY, None)
+        config = config_of(self.module)
+        if config is None:  # one of somebody's own, which is read though nothing is written there
+            config = getattr(self.module, "config", None)
+        data: Any = config.get(KEY) if isinstance(config, dict) else getattr(config, KEY, None)
         return None if data is None else Manifest.from_dict(data)
 
     def match(self, claimed: Iterable[str], names: Iterable[str]) -> dict[str, str]:
@@ -58,14 +62,52 @@ def saved_name(name: str) -> str:
     return name.replace(_ADAPTED, ".")
 
 
+def config_of(module: nn.Module) -> Any:
+    """The config that is saved with a module: transformers' object, or the dict of a diffusers model;
+    None where there is none."""
+    # Not getattr: a wrapper would answer for what it wraps.
+    config = module.__dict__.get("config")
+    if hasattr(config, "save_pretrained"):
+        return config
+    return module.__dict__.get("_internal_dict") if _is_diffusers(module) else None
+
+
+def write_manifest(module: nn.Module, model: nn.Module, manifest: Manifest) -> None:
+    """Write a manifest into a module's config; nothing where it has none that is saved.
+
+    Args:
+        module: one of :func:`holders`.
+        model: the model around it: what shares the config has the changed one afterwards.
+        manifest: of the module's weights.
+    """
+    config = config_of(module)
+    if config is None:  # a dict or a dataclass of someone's own
+        return
+    if _is_diffusers(module):
+        register: Any = module.register_to_config
+        register(**{KEY: manifest.to_dict()})
+        return
+    own = copy.copy(config)  # others may be built from the same one
+    setattr(own, KEY, manifest.to_dict())
+    for other in model.modules():
+        if other.__dict__.get("config") is config:
+            other.__dict__["config"] = own
+
+
+def _is_diffusers(module: nn.Module) -> bool:
+    """Whether the module keeps its config as diffusers' models do: a dict that cannot be changed, with
+    a method that makes a new one."""
+    own = isinstance(module.__dict__.get("_internal_dict"), dict)
+    return own and callable(getattr(type(module), "register_to_config", None))
+
+
 def holders(model: nn.Module) -> list[Holder]:
     """The outermost modules of a model whose config can be saved, in order; the model alone where it has
     one itself. Empty where there is none."""
     found: list[Holder] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(holder.prefix) for holder in found)
-        # Not getattr: a wrapper would answer for what it wraps.
-        if not inside and hasattr(module.__dict__.get("config"), "save_pretrained"):
+        if not inside and config_of(module) is not None:
             found.append(Holder(f"{name}." if name else "", module))
     return found
 

@@ -135,6 +135,8 @@ def _scores(facts: CardFacts) -> str:
         row = [plain(score.metric), plain(data), _number(score.value), "-", "-", "-"]
         if score.dense is not None:
             row[3:5] = [_number(score.dense), f"{score.value - score.dense:+.4g}"]
+        if score.interval is not None:
+            row[4] += " [{}]".format(", ".join(f"{bound:+.3g}" for bound in score.interval))
         if score.recovery is not None:
             row[5] = f"{score.recovery:.1%}"
         table.append(row)
@@ -145,6 +147,11 @@ def _scores(facts: CardFacts) -> str:
         if score.signature
     }
     lines += sorted(signed)
+    if any(score.interval is not None for score in facts.scores):
+        lines.append(
+            "In brackets: the 95% interval of the difference, from a paired bootstrap over the data's "
+            "examples. It says how far the choice of examples moves it, not another training.\n"
+        )
     return "\n".join(lines)
 
 
@@ -192,7 +199,8 @@ def _training(facts: CardFacts) -> str:
     if facts.manifest is not None:
         recipe["method"] = facts.manifest.method
         if facts.manifest.method == "sr-ste":
-            recipe["method"] += f", decay {facts.manifest.decay:g}"
+            decay = facts.manifest.decay
+            recipe["method"] += f", decay {decay if isinstance(decay, str) else f'{decay:g}'}"
     recipe |= {name: value for name, value in facts.recipe.items() if value is not None}
     if not recipe and facts.sad is None:
         return ""

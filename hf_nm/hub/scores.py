@@ -22,6 +22,8 @@ class Score:
         dense: what the dense model reached in the same way.
         signature: how exactly it was computed, such as sacreBLEU's signature.
         higher_is_better: False for a loss, perplexity or error rate.
+        interval: between which bounds the difference to the dense model lies, in 95% of the resamples of
+            a paired bootstrap over the data's examples.
     """
 
     metric: str
@@ -31,11 +33,20 @@ class Score:
     dense: float | None = None
     signature: str | None = None
     higher_is_better: bool = True
+    interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("value", self.value), ("dense", self.dense)):
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"Score.{name} of {self.metric} must be finite, but is {value}")
+        low, high = self.interval or (0.0, 0.0)
+        if self.interval is not None and (
+            self.dense is None or not -math.inf < low <= high < math.inf
+        ):
+            raise ValueError(
+                f"Score.interval of {self.metric} is {self.interval}; it needs two finite bounds of the "
+                "difference to dense, the lower first, and dense."
+            )
         if not self.metric or not self.data:
             raise ValueError(
                 "a Score needs the name of its metric, and of the data it was taken on"
@@ -60,7 +71,8 @@ def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list
 
     Args:
         folder: the output directory of a recipe.
-        dense_run: that of the same recipe's dense run, to compare with.
+        dense_run: that of the same recipe's dense run, to compare with; the one that stands in the
+            results if none is given.
 
     Raises:
         DamagedRunError: (a ``ValueError``) a recipe's results have a value of another kind.
@@ -87,11 +99,26 @@ def read_scores(folder: str | Path, dense_run: str | Path | None = None) -> list
                 f"dense one scored as {pair[0]}; give the dense run of the same recipe and data."
             )
         dense = other["score"]["test"]
+    beside = run.get("vs_dense")  # written with the run, where its dense run was named
+    if beside is not None and dense in (None, beside["score"]):
+        dense = beside["score"]
+        interval = (beside["low"], beside["high"]) if beside["low"] is not None else None
+    else:
+        interval = None
     score = run["score"]
     if not math.isfinite(score["test"]):  # the correlation with a constant has no value
         return []
     data = run.get("data") or run.get("recipe", "test set")
-    return [Score(score["metric"], score["test"], data, dense=dense, signature=score["signature"])]
+    return [
+        Score(
+            score["metric"],
+            score["test"],
+            data,
+            dense=dense,
+            interval=interval,
+            signature=score["signature"],
+        )
+    ]
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -178,6 +205,11 @@ HELD: dict[str, Callable[[Any], bool]] = {
     "versions": _object,
     "seed": lambda value: type(value) is int,
     "metrics": lambda value: isinstance(value, list) and all(map(_text, value)),
+    "vs_dense": lambda value: value is None or _object(value),
+    "vs_dense.score": _number,
+    # Both None where nothing could be resampled.
+    "vs_dense.low": lambda value: value is None or _number(value),
+    "vs_dense.high": lambda value: value is None or _number(value),
     **dict.fromkeys(("arm", "task", "data", "recipe"), _text),
 }
 OPTIONAL = {"time.steps"}  # older recipes did not write it

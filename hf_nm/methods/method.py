@@ -28,6 +28,9 @@ Score = Callable[[Tensor, Extras], Tensor]
 # (dense weight, mask, extras): the sparse weight; what the mask prunes becomes zero in any case.
 Project = Callable[[Tensor, Tensor, Extras], Tensor]
 
+# In place of a decay: the one of auto_decay.py.
+AUTO = "auto"
+
 METHOD_NAME = re.compile(r"[A-Za-z0-9_\-.]{1,64}")
 
 
@@ -124,10 +127,16 @@ class Method:
         return self.score is None and self.project is None and self.keeps is not Aside.DENSE
 
 
-def check_decay(decay: float) -> float:
-    """``decay`` as a float; raises ``ValueError`` unless it is a finite number >= 0."""
+def check_decay(decay: float | str) -> float | str:
+    """``decay`` as a float, or ``"auto"``; raises ``ValueError`` unless it is that or a finite number
+    >= 0."""
+    if decay == AUTO:
+        return AUTO
     if isinstance(decay, bool) or not isinstance(decay, int | float):
-        raise ValueError(f"decay must be a number >= 0, but got {decay!r}; the default is 2e-4")
+        raise ValueError(
+            f"decay must be a number >= 0, but got {decay!r}; the default is 2e-4, and "
+            f"{AUTO!r} follows the gradient's scale"
+        )
     if not 0 <= decay <= sys.float_info.max:
         raise ValueError(f"decay must be finite and >= 0, but got {decay}; the default is 2e-4")
     return float(decay)

@@ -104,7 +104,7 @@ class NMLinear(NMLayer, nn.Linear):
         n: weights kept per group.
         m: weights per group, consecutive along ``in_features``.
         method: ``"sr-ste"``, ``"ste"``, ``"fixed"`` or a :class:`~hf_nm.methods.method.Method`.
-        decay: SR-STE's decay, in gradient units.
+        decay: SR-STE's decay, in gradient units, or ``"auto"``.
 
     Attributes:
         weight: ``S``, ``[out_features, in_features]``, exactly zero where pruned.
@@ -127,7 +127,7 @@ class NMLinear(NMLayer, nn.Linear):
         n: int = 2,
         m: int = 4,
         method: str | Method = "sr-ste",
-        decay: float = 2e-4,
+        decay: float | str = 2e-4,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         pattern = NMPattern(n, m)

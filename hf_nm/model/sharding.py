@@ -11,17 +11,13 @@ from collections import defaultdict
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from hf_nm.sparsity.pattern import NMPattern
 
 # How a weight is cut: the mesh's ranks, its shape, and a placement for each of its dimensions.
 Placement = tuple[tuple[int, ...], tuple[int, ...], tuple[object, ...]]
-
-
-def several_processes() -> bool:
-    """Whether other processes train beside this one."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def is_sharded(weight: Tensor) -> bool:
@@ -155,19 +151,44 @@ def sum_over_shards(
         weights: the weights, sharded or whole.
         copies_too: whether to add up over processes that hold copies of a part, too.
     """
-    together: dict[tuple[object, tuple[int, ...]], list[int]] = defaultdict(list)
-    for index, weight in enumerate(weights):
-        if isinstance(weight, DTensor):
-            every = tuple(range(weight.device_mesh.ndim))
-            together[weight.device_mesh, every if copies_too else _shard_dims(weight)].append(index)
     totals = list(counts)
-    for (mesh, dims), indices in together.items():
-        values = torch.tensor([counts[i] for i in indices], device=mesh.device_type)  # type: ignore[attr-defined]
+    for (mesh, dims), indices in _summed_together(weights, copies_too).items():
+        values = torch.tensor([counts[i] for i in indices], device=mesh.device_type)
         for mesh_dim in dims:
-            dist.all_reduce(values, group=mesh.get_group(mesh_dim))  # type: ignore[attr-defined]
+            dist.all_reduce(values, group=mesh.get_group(mesh_dim))
         for index, value in zip(indices, values.tolist(), strict=True):
             totals[index] = value
     return totals
+
+
+def sum_tensors_over_shards(parts: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """:func:`sum_over_shards` of numbers that lie on the weights' devices, and for which nobody waits.
+
+    Args:
+        parts: of each weight a tensor of one shape and dtype, computed from this process's part.
+        weights: the weights, sharded or whole.
+    """
+    totals = list(parts)
+    for (mesh, dims), indices in _summed_together(weights, copies_too=False).items():
+        values = torch.stack([parts[i] for i in indices]).to(mesh.device_type)
+        for mesh_dim in dims:
+            dist.all_reduce(values, group=mesh.get_group(mesh_dim))
+        for index, value in zip(indices, values.unbind(), strict=True):
+            totals[index] = value.to(parts[index].device)
+    return totals
+
+
+def _summed_together(
+    weights: list[Tensor], copies_too: bool
+) -> dict[tuple[DeviceMesh, tuple[int, ...]], list[int]]:
+    """The sharded ones of these weights, as indices, by mesh and the dimensions of it to sum over."""
+    together: dict[tuple[DeviceMesh, tuple[int, ...]], list[int]] = defaultdict(list)
+    for index, weight in enumerate(weights):
+        if isinstance(weight, DTensor):
+            mesh = weight.device_mesh
+            dims = tuple(range(mesh.ndim)) if copies_too else _shard_dims(weight)
+            together[mesh, dims].append(index)
+    return together
 
 
 def _shard_dims(weight: DTensor) -> tuple[int, ...]:

@@ -22,9 +22,9 @@ from hf_nm.model.sharding import (
     like_weight,
     local,
     placement_of,
-    several_processes,
 )
 from hf_nm.model.watch import Stage, Watch
+from hf_nm.processes import several_processes
 from hf_nm.sparsity.bits import fingerprint
 from hf_nm.sparsity.check import broken_weight
 from hf_nm.sparsity.mask import breaks_mask, count_kept, merge_, nm_mask, split_, zero_pruned_
@@ -188,9 +188,7 @@ class NMState:
         else:
             kept, pattern = False, self.step_pattern
             mask = nm_mask(part, pattern.n, pattern.m, self.dim)
-        make = self.spec.method.extras
-        made = {} if make is None else make(part.clone(), mask.clone())
-        extras = {name: tensor.detach().clone() for name, tensor in made.items()}
+        extras = self.spec.extras(part, mask)
         self.parts = Parts(mask, pattern, None, extras, placement_of(weight), agreed)
         if self.method.is_plain:
             self._split(part, update_mask=False)
@@ -297,9 +295,14 @@ class NMState:
         """
         if not self.is_dense:
             return None
-        flips = self._split(local(weight), update_mask=update_mask)
-        self.is_dense = self.on_request = False
-        return flips
+        try:
+            return self._split(local(weight), update_mask=update_mask)
+        except BaseException:  # out of a method's own score or projection: by the mask as it is
+            assert self.parts is not None
+            self.parts.split(local(weight), self.method.keeps, self.dim)
+            raise
+        finally:
+            self.is_dense = self.on_request = False
 
     def take_as_dense(self) -> None:
         """The parameter was overwritten: what it holds is the dense weight, and nothing is aside."""
@@ -317,7 +320,7 @@ class NMState:
 
     def follow(self, weight: Tensor) -> None:
         """Watch the parameter in backward passes."""
-        self.watch.follow(weight, self._look)
+        self.watch.follow(weight, self._look, self.name)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast what waits beside the weight, as ``nn.Module._apply`` does the weight."""
@@ -328,7 +331,10 @@ class NMState:
             self.waiting, self.parts = self.parts, None
             return
         aside = None if self.parts.aside is None else fn(self.parts.aside)
-        extras = {name: fn(tensor) for name, tensor in self.parts.extras.items()}
+        extras = {
+            name: fn(tensor) if tensor.ndim else tensor.to(mask.device)  # half() is for weights
+            for name, tensor in self.parts.extras.items()
+        }
         self.parts = replace(self.parts, mask=mask, aside=aside, extras=extras)
 
     # -- inside ----------------------------------------------------------------------------------------
@@ -343,11 +349,8 @@ class NMState:
 
     def _follow(self, part: Tensor) -> None:
         """Be on the device of the weight, and in its dtype."""
-        parts = self.parts
-        assert parts is not None
-        aside = None if parts.aside is None else parts.aside.to(part)
-        extras = {name: tensor.to(part.device) for name, tensor in parts.extras.items()}
-        self.parts = replace(parts, mask=parts.mask.to(part.device), aside=aside, extras=extras)
+        assert self.parts is not None
+        self.parts = self.parts.following(part, self.method.keeps)
 
     def _keeps_mask(self, parts: Parts, part: Tensor) -> bool:
         """Whether a mask that does not move is one of these values, too."""
@@ -388,11 +391,10 @@ class NMState:
             mask = nm_mask(scores, pattern.n, pattern.m, self.dim)
             flips = torch.count_nonzero(mask != parts.mask)
             parts.mask.copy_(mask)
-        if method.keeps is not Aside.DENSE or parts.aside is None:
-            split_(part, parts.aside, parts.mask, pattern, self.dim, update_mask=False)
-            return flips
-        parts.aside.copy_(part)
-        if method.project is not None:
+        if method.keeps is Aside.DENSE and method.project is not None and parts.aside is not None:
+            parts.aside.copy_(part)
             part.copy_(method.project(part, parts.mask, parts.extras))
-        zero_pruned_(part, parts.mask)
+            zero_pruned_(part, parts.mask)
+        else:
+            parts.split(part, method.keeps, self.dim)
         return flips

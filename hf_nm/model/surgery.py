@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TypeVar
 
 from torch import nn
 
 from hf_nm.formats.manifest import KEY, Manifest
-from hf_nm.formats.recorded import Holder, holders, recorded, saved_name
+from hf_nm.formats.recorded import Holder, holders, recorded, saved_name, write_manifest
 from hf_nm.methods.method import Method, check_decay
 from hf_nm.methods.named import parse_method
 from hf_nm.model.layers import NMLayer, make_dense, make_sparse
@@ -34,7 +33,7 @@ def sparsify(
     m: int = 4,
     *,
     method: str | Method = "sr-ste",
-    decay: float = 2e-4,
+    decay: float | str = 2e-4,
     targets: Selection = None,
     exclude: Selection = None,
     patterns: Mapping[str, str | NMPattern] | None = None,
@@ -54,7 +53,8 @@ def sparsify(
         method: ``"sr-ste"`` (straight-through gradient plus ``decay * R``, the paper's), ``"ste"``
             (the same with decay 0), ``"fixed"`` (the first magnitude mask is kept, as in ASP), or a
             :class:`hf_nm.methods.method.Method`.
-        decay: SR-STE's decay, in gradient units.
+        decay: SR-STE's decay, in gradient units; ``"auto"`` follows the scale of each weight's
+            gradient (:mod:`hf_nm.methods.auto_decay`).
         targets: instead of the rule: globs over module or parameter names (``"*.fc1"``), or a
             predicate ``(name, module) -> bool``.
         exclude: the same forms: what stays dense.
@@ -130,7 +130,7 @@ def finalize(model: ModelT) -> ModelT:
 
 
 def restore(
-    model: ModelT, *, method: str | Method | None = None, decay: float | None = None
+    model: ModelT, *, method: str | Method | None = None, decay: float | str | None = None
 ) -> ModelT:
     """Make a loaded sparse checkpoint trainable again, in place, as ``config.nm_sparsity`` says.
 
@@ -139,7 +139,7 @@ def restore(
     Args:
         model: loaded by plain ``from_pretrained``.
         method: another method than the manifest's; needed where that was one of your own.
-        decay: another decay than the manifest's, in gradient units.
+        decay: another decay than the manifest's, in gradient units, or ``"auto"``.
 
     Returns:
         ``model``, the same object.
@@ -160,7 +160,7 @@ def restore(
     for module in model.modules():
         for local, weight in module.named_parameters(recurse=False):
             owners.setdefault(id(weight), []).append((module, local))
-    plans: list[tuple[Holder, Manifest, Method, float, list[Target]]] = []
+    plans: list[tuple[Holder, Manifest, Method, float | str, list[Target]]] = []
     for holder, manifest in claims:
         found = _claimed_targets(holder, manifest, owners)
         own_method = parse_method(manifest.method if method is None else method)
@@ -218,7 +218,7 @@ def _claimed_targets(
     return found
 
 
-def _convert(model: nn.Module, found: list[Target], method: Method, decay: float) -> None:
+def _convert(model: nn.Module, found: list[Target], method: Method, decay: float | str) -> None:
     for target in found:  # before anything is changed
         module, local = target.owners[0]
         check_shards(target.name, getattr(module, local), target.pattern, target.dim)
@@ -233,7 +233,7 @@ def _convert(model: nn.Module, found: list[Target], method: Method, decay: float
 
 
 def _record(
-    model: nn.Module, pattern: NMPattern, method: Method, decay: float, found: list[Target]
+    model: nn.Module, pattern: NMPattern, method: Method, decay: float | str, found: list[Target]
 ) -> None:
     """Write the manifests: into each config that is saved, what it is saved with."""
     for holder in holders(model):
@@ -250,13 +250,10 @@ def _record_in(
     model: nn.Module,
     pattern: NMPattern,
     method: Method,
-    decay: float,
+    decay: float | str,
     found: list[Target],
 ) -> None:
-    """Write a manifest into a config of this module's own: others may be built from the same one."""
-    config = getattr(holder.module, "config", None)
-    if not hasattr(config, "save_pretrained"):  # a dict or a dataclass of someone's own
-        return
+    """Write a manifest into the config of a module."""
     names = {id(module): prefix for prefix, module in holder.module.named_modules()}
     modules, dims = {}, {}
     for target in found:
@@ -266,8 +263,5 @@ def _record_in(
         modules[name] = target.pattern
         if target.dim != -1:
             dims[name] = target.dim
-    own = copy.copy(config)
-    setattr(own, KEY, Manifest(pattern, method.name, decay, modules, dims=dims).to_dict())
-    for module in model.modules():
-        if module.__dict__.get("config") is config:
-            module.__dict__["config"] = own
+    manifest = Manifest(pattern, method.name, decay, modules, dims=dims)
+    write_manifest(holder.module, model, manifest)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_nm.processes import ask_at_the_next_step
+
 
 class Stage(Enum):
     """How far the training of a weight has come.
@@ -44,8 +46,9 @@ class Watch:
         self._parameter: weakref.ref[Tensor] | None = None
         self._hook: Any = None
 
-    def follow(self, weight: Tensor, look: Callable[[Tensor], None]) -> None:
-        """Call ``look`` with the parameter after those backward passes that need it."""
+    def follow(self, weight: Tensor, look: Callable[[Tensor], None], name: str) -> None:
+        """Call ``look`` with the parameter after those backward passes that need it. Of several
+        processes one that did not attach, where others did, is found at its first step."""
         if self._parameter is not None and self._parameter() is weight:
             return
         if not weight.is_leaf:  # computed by a parametrization
@@ -53,6 +56,9 @@ class Watch:
 
         def after_backward(parameter: Tensor) -> None:
             self._backwards += 1
+            if self.stage is Stage.UNATTACHED:
+                is_attached = lambda: self.stage is not Stage.UNATTACHED  # noqa: E731
+                ask_at_the_next_step(parameter, name, is_attached)
             if self._is_due():
                 look(parameter)
 

@@ -27,6 +27,7 @@ from hf_nm.optim.guards import guard_loading, guard_modes, guard_step
 from hf_nm.optim.meter import MaskMeter
 from hf_nm.optim.schedule import Schedule
 from hf_nm.optim.step import Step, stray_write
+from hf_nm.processes import say_attached
 from hf_nm.replaced import Replaced
 
 
@@ -118,7 +119,7 @@ class Attachment:
         self._loading: dict[str, Any] | None = None
 
         weights = self._checked_weights()
-        self._readiness = Readiness(model)
+        self._readiness = Readiness(model, schedule)
         self.meter.start_anew(self._readiness.at_attach(weights))
         for w in weights:
             self.meter.history(w)
@@ -136,6 +137,7 @@ class Attachment:
         self._guard(optimizer)
         self._guard(outer)
         optimizer._nm_attachment = self  # type: ignore[attr-defined]
+        say_attached()
 
     def _checked_weights(self) -> list[SparseWeight]:
         """The optimizer's N:M weights, if it can be attached to them."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from hf_nm.model.sharding import is_sharded, several_processes
+from hf_nm.model.sharding import is_sharded
 from hf_nm.model.weights import SparseWeight, sparse_weights
 from hf_nm.optim.ranks import align_ranks, settle_shards
+from hf_nm.optim.schedule import Schedule
+from hf_nm.processes import several_processes
 from hf_nm.sparsity.check import BrokenPatternError, broken_weight
 
 
@@ -15,10 +17,12 @@ class Readiness:
 
     Args:
         model: the model, without wrappers.
+        schedule: what the optimizer was attached with.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
         self.model = model
+        self.schedule = schedule
         self._known: set[str] = set()  # weights that were checked, on which ranks agree
 
     def at_attach(self, weights: list[SparseWeight]) -> list[SparseWeight]:
@@ -60,7 +64,7 @@ class Readiness:
             # All of the model's, not only this optimizer's: an optimizer forgotten for the others
             # is found by masks that belong to their weights.
             everything = [w for w in sparse_weights(self.model) if w.state.mask is not None]
-            if align_ranks(everything):
+            if align_ranks(everything, [w.name for w in weights], self.schedule):
                 renewed = [w for w in new if not is_sharded(w.weight)]
         for w in weights:
             if w.name in self._known and w.state.restored is None:

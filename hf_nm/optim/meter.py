@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hf_nm.methods.auto_decay import DECAY
 from hf_nm.model.sharding import sum_over_shards
 from hf_nm.model.weights import SparseWeight, sparse_weights
 from hf_nm.sparsity.divergence import MaskHistory, rate
@@ -61,6 +62,16 @@ class MaskMeter:
         steps = self.step - (0 if since == "start" else self.step_at_mark)
         flips = sum(self.flips_per_layer(since).values())
         return rate(flips, (w.weight.numel() for w in self.weights()), steps)
+
+    def decays(self) -> dict[str, float]:
+        """The automatic decay at the last step, in gradient units and before any warm-up, of each weight
+        that has one and whose masks are not frozen."""
+        kept = {
+            w.name: w.state.parts.extras[DECAY]
+            for w in self.weights()
+            if w.state.spec.is_automatic and not w.state.mask_frozen and w.state.parts is not None
+        }
+        return {name: decay.item() for name, decay in kept.items()}
 
     def mark(self) -> None:
         """Measure ``since="mark"`` from the present masks on (the Trainers do it at each log)."""

@@ -17,7 +17,9 @@ _FIXED = ("pattern", "method")
 def written_options(weights: list[SparseWeight], schedule: Schedule) -> str:
     """Schedule, and pattern, method and decay of each weight, as JSON: one text, whatever a checkpoint's
     format does with what is nested. The decay is None where the method has none."""
-    return json.dumps({"schedule": asdict(schedule), "weights": {w.name: _of(w) for w in weights}})
+    return json.dumps(
+        {"schedule": asdict(schedule), "weights": {w.name: options_of(w) for w in weights}}
+    )
 
 
 def compare_options(written: str, weights: list[SparseWeight], schedule: Schedule) -> None:
@@ -37,7 +39,7 @@ def compare_options(written: str, weights: list[SparseWeight], schedule: Schedul
     saved = json.loads(written)
     differing: dict[str, list[str]] = {}  # what differs to the weights it differs in
     for w in weights:
-        before, now = saved["weights"][w.name], _of(w)
+        before, now = saved["weights"][w.name], options_of(w)
         for option, value in now.items():
             if before[option] != value:
                 said = f"{option} {_said(before[option])}, now {_said(value)}"
@@ -63,7 +65,8 @@ def compare_options(written: str, weights: list[SparseWeight], schedule: Schedul
         )
 
 
-def _of(w: SparseWeight) -> dict[str, Any]:
+def options_of(w: SparseWeight) -> dict[str, Any]:
+    """Pattern, method and decay of a weight, as plain values."""
     spec = w.state.spec
     decay = spec.decay if spec.method.uses_decay else None
     return {"pattern": str(spec.pattern), "method": spec.method.name, "decay": decay}

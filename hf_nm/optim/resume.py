@@ -6,9 +6,9 @@ One entry beside torch's own ``state`` and ``param_groups``::
                     "weights": {name: {"mask", "pruned", "sparse_weight", <MaskHistory>}}}
 
 ``pruned`` is what the method keeps aside: the pruned part, the whole dense weight, or None. A method
-with named tensors of its own adds ``extras``, one whose pattern tightens the mask's present ``pattern``.
-``trained_with`` is the text of :func:`hf_nm.optim.options.written_options`, which older checkpoints do
-not have.
+with named tensors of its own adds ``extras``, of which an automatic decay is one; one whose pattern
+tightens the mask's present ``pattern``. ``trained_with`` is the text of
+:func:`hf_nm.optim.options.written_options`, which older checkpoints do not have.
 
 Where weights are sharded it lies in the first of the ``param_groups`` instead: torch's distributed
 checkpoints carry nothing else. Its tensors are then DTensors sharded as the weights are, so that another
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from hf_nm.formats.manifest import KEY
+from hf_nm.methods.auto_decay import DECAY
 from hf_nm.methods.method import Aside
 from hf_nm.model.parts import Parts
 from hf_nm.model.sharding import (
@@ -168,7 +169,7 @@ def load(saved: dict[str, Any], meter: MaskMeter) -> None:
             entry["mask"].to(device, copy=True),
             entry["pattern"],
             None if aside is None else aside.to(device, w.weight.dtype, copy=True),
-            {name: t.to(device, copy=True) for name, t in entry.get("extras", {}).items()},
+            {name: t.to(device, copy=True) for name, t in entry["extras"].items()},
             placement_of(w.weight),
             agreed=True,
         )
@@ -267,7 +268,11 @@ def _checked(entry: dict[str, Any], w: SparseWeight, frozen: bool) -> dict[str, 
             "pattern of the run that saved it"
         )
     method = w.state.spec.method
-    parts, found = w.state.parts or w.state.waiting, sorted(entry.get("extras", {}))
+    parts, extras = w.state.parts or w.state.waiting, dict(entry.get("extras", {}))
+    extras.pop(DECAY, None)
+    if w.state.spec.is_automatic:  # saved with a number: it starts at this run's first step
+        extras[DECAY] = entry.get("extras", {}).get(DECAY, torch.zeros(()))
+    entry["extras"], found = extras, sorted(extras)
     if parts is not None and found != sorted(parts.extras):
         raise ValueError(
             f"the optimizer checkpoint of {w.name} has the extras {found}, but method {method.name!r} "

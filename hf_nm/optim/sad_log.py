@@ -16,31 +16,42 @@ _FILE = "nm_sad.jsonl"  # what the Trainers write, one line for each log
 
 # What a Trainer's log says of an interval, in its own lines and in the file's.
 SAD, FLIP_RATE, SAD_INIT = "nm/sad", "nm/flip_rate", "nm/sad_init"
+DECAY = "nm/decay"  # where it is automatic
 
 _NUMBERS = (SAD, FLIP_RATE, SAD_INIT, "loss", "eval_loss")
 _REMEDY = "copy it from a checkpoint of the same run, or move it away"
 
 
-def measure(meter: MaskMeter) -> dict[str, Any]:
+def measure(meter: MaskMeter, decay_factor: float = 1.0) -> dict[str, Any]:
     """How far the masks moved since the last mark. Where weights are sharded every rank must ask.
+
+    Args:
+        meter: of the optimizer.
+        decay_factor: how far the decay has risen (``decay_warmup_steps``).
 
     Returns:
         optimizer_step, since_optimizer_step: effective steps at the interval's two ends.
         nm/sad: ``sum(abs(E_now - E_at_mark))``, mask entries.
         nm/flip_rate: flips summed step by step / (N:M weights x steps), a fraction.
         nm/sad_init: SAD against the masks at the start of training, mask entries.
-        layers: sad, flips and sad_init of each weight by its name, mask entries.
+        nm/decay: with ``decay="auto"`` the decay in force at the last step, mean over weights, gradient
+            units.
+        layers: sad, flips and sad_init of each weight by its name, mask entries; and its decay.
     """
     since_start, since_mark = meter.sad_per_layer("start"), meter.sad_per_layer("mark")
     flips = meter.flips_per_layer("mark")
+    decays = {name: decay * decay_factor for name, decay in meter.decays().items()}
+    mean = {DECAY: sum(decays.values()) / len(decays)} if decays else {}
     return {
         "optimizer_step": meter.step,
         "since_optimizer_step": meter.step_at_mark,
         SAD: sum(since_mark.values()),
         FLIP_RATE: meter.flip_rate("mark"),
         SAD_INIT: sum(since_start.values()),
+        **mean,
         "layers": {
             name: {"sad": entries, "flips": flips[name], "sad_init": since_start[name]}
+            | ({"decay": decays[name]} if name in decays else {})
             for name, entries in since_mark.items()
         },
     }
@@ -48,7 +59,7 @@ def measure(meter: MaskMeter) -> dict[str, Any]:
 
 def totals(measured: dict[str, Any]) -> dict[str, float | int]:
     """Of what :func:`measure` returns, what belongs into a Trainer's log."""
-    return {key: measured[key] for key in (SAD, FLIP_RATE, SAD_INIT)}
+    return {key: measured[key] for key in (SAD, FLIP_RATE, SAD_INIT, DECAY) if key in measured}
 
 
 def append(folder: str | Path, step: int, measured: dict[str, Any]) -> None:
@@ -127,6 +138,19 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
         return read_state(state)["log_history"]
     path = Path(folder) / _FILE
     return [row for _, row in _lines(path) if _is_log(row)] if path.is_file() else []
+
+
+def read_layers(folder: str | Path) -> list[tuple[int, dict[str, int]]]:
+    """The Trainer's step and SAD of each weight up to there (mask entries), from the folder's
+    `nm_sad.jsonl`; empty where there is none."""
+    path = Path(folder) / _FILE
+    if not path.is_file():
+        return []
+    return [
+        (row["step"], {name: layer["sad"] for name, layer in row["layers"].items()})
+        for _, row in _lines(path)
+        if isinstance(row.get("layers"), dict)
+    ]
 
 
 def read_state(path: Path) -> dict[str, Any]:

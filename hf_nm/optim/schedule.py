@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from hf_nm.methods.auto_decay import DECAY, follow, mean_square
+from hf_nm.model.parts import Parts
+from hf_nm.model.sharding import local, placed_as, sum_tensors_over_shards
+from hf_nm.model.weights import SparseWeight
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -62,3 +70,52 @@ class Schedule:
         every = "every step" if self.mask_interval == 1 else f"every {self.mask_interval} steps"
         until = "" if self.freeze_masks_at is None else f" up to step {self.freeze_masks_at:,}"
         return f"computed {every}{until}"
+
+
+def automatic_decays(
+    weights: list[SparseWeight], loss_scale: float | Tensor
+) -> dict[str, float | Tensor]:
+    """Bring the decays of weights with ``decay="auto"`` up to a step (:mod:`hf_nm.methods.auto_decay`).
+
+    Where weights are sharded every process that holds parts must call it.
+
+    Args:
+        weights: that hold their sparse weights, with the gradients that the optimizer will see.
+        loss_scale: what the gradients are still multiplied by.
+
+    Returns:
+        By the weight's name, for those that have one, in units of the gradient without its loss scale:
+        float32 scalar tensors on the weights' devices, or numbers on a CPU, where nothing waits.
+    """
+    following: list[tuple[SparseWeight, Parts]] = []
+    squares: list[Tensor] = []
+    for w in weights:
+        parts, gradient = w.state.parts, w.weight.grad
+        if (
+            parts is None
+            or gradient is None
+            or not w.state.spec.is_automatic
+            or w.state.mask_frozen
+        ):
+            continue
+        gradient = w.weight.grad = placed_as(gradient, w.weight)  # summed over processes
+        entries = w.weight.numel()
+        kept = entries * parts.pattern.n / parts.pattern.m
+        pair = mean_square(local(gradient), entries), mean_square(local(w.weight), kept)
+        following.append((w, parts))
+        squares.append(torch.stack(pair))
+    totals = sum_tensors_over_shards(squares, [w.weight for w, _ in following])
+    by_device: dict[torch.device, list[int]] = {}
+    for index, total in enumerate(totals):
+        by_device.setdefault(total.device, []).append(index)
+    decays: dict[str, float | Tensor] = {}
+    for indices in by_device.values():
+        of_gradient, of_weight = torch.stack([totals[i] for i in indices], dim=1)
+        before = torch.stack([following[i][1].extras[DECAY] for i in indices])
+        now = follow(before, of_gradient / loss_scale**2, of_weight)
+        said = now.tolist() if now.device.type == "cpu" else now.unbind()
+        for i, decay, number in zip(indices, now.unbind(), said, strict=True):
+            w, parts = following[i]
+            parts.extras[DECAY] = decay
+            decays[w.name] = number
+    return decays

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_nm.model.sharding import local, placed_as
 from hf_nm.model.weights import SparseWeight
+from hf_nm.optim.schedule import automatic_decays
 from hf_nm.sparsity.check import BrokenPatternError, broken_weight
 
 
@@ -92,13 +93,15 @@ class Step:
             for parameter in group["params"]
         }
         scale = loss_scale * self._decay_factor
+        automatic = automatic_decays(self.opened, loss_scale)
         for w in self.opened:
             self._merge(w)
             gradient, state = w.weight.grad, w.state
             if gradient is not None:
                 gradient = w.weight.grad = placed_as(gradient, w.weight)
                 assert state.mask is not None
-                strength = state.spec.decay * scale * (-1.0 if id(w.weight) in ascending else 1.0)
+                decay = automatic.get(w.name, state.spec.fixed_decay)
+                strength = decay * scale * (-1.0 if id(w.weight) in ascending else 1.0)
                 state.method.adjust_gradient(local(gradient), state.aside, state.mask, strength)
 
     def _merge(self, w: SparseWeight) -> None:
@@ -117,8 +120,15 @@ class Step:
             How many mask entries changed, by the weight's name: int64 scalar tensors.
         """
         flips: dict[str, Tensor] = {}
+        failed: BaseException | None = None
         for index, w in enumerate(self.opened):
-            changed = w.state.split(w.weight, update_mask=w.state.updates_mask)
+            try:
+                changed = w.state.split(w.weight, update_mask=w.state.updates_mask)
+            except (
+                Exception
+            ) as error:  # of a method's own code: the others are projected all the same
+                failed = failed or error
+                continue
             mask = w.state.mask
             before = None if self._masks_before is None else self._masks_before[index]
             if before is not None and mask is not None:  # masks moved in between: count the net
@@ -126,4 +136,6 @@ class Step:
             if changed is not None:
                 flips[w.name] = changed
         self.opened = []
+        if failed is not None:
+            raise failed
         return flips

@@ -152,7 +152,7 @@ class NMCallback(TrainerCallback):
         if handle is None or logs is None or "loss" not in logs:
             return
         handle.raise_if_written()
-        measured = sad_log.measure(handle.meter)
+        measured = sad_log.measure(handle.meter, handle.schedule.decay_factor(handle.step))
         totals = sad_log.totals(measured)
         logs.update(totals)
         # The Trainer keeps a copy of each log before it calls back.

@@ -12,9 +12,13 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
+from transformers import TrainerState
 
 from hf_nm.formats.folder import INDEX, SINGLE, read_json, weight_map
 from hf_nm.formats.safetensors_file import TensorFile
@@ -24,6 +28,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _OPTIMIZER, _SCHEDULER, _SCALER = "optimizer.pt", "scheduler.pt", "scaler.pt"
 _BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_NUMBERS = {"epoch", "total_flos", "num_input_tokens_seen", "train_batch_size", "best_metric"}
 _MOST_READ = 1 << 26  # bytes of an archive whose checksums are compared
 
 # What one process sees in an output directory: a checkpoint's name to what is damaged in it (None for
@@ -51,10 +56,13 @@ def _damages(folder: Path) -> Iterator[tuple[Path, str | Exception]]:
         yield state, "it is missing, so the checkpoint was not saved to its end, or is none"
         return
     try:
-        step = read_json(state).get("global_step")
+        held = read_json(state)
     except (OSError, ValueError) as error:
         yield state, error
         return
+    if cause := _damaged_state(held):
+        yield state, cause
+    step = held.get("global_step")
     named = _NAME.fullmatch(folder.resolve().name)
     if isinstance(step, bool) or not isinstance(step, int):
         yield state, f"its global_step is {step!r}, not a step"
@@ -73,6 +81,28 @@ def _damages(folder: Path) -> Iterator[tuple[Path, str | Exception]]:
             yield path, cause
     for path in sharded:
         yield from _damaged_sharded(path)
+
+
+def _damaged_state(held: dict[str, Any]) -> str | None:
+    """What is wrong with entries of a ``trainer_state.json``, which transformers takes as they are."""
+    known = {field.name for field in fields(TrainerState)}
+    if unknown := sorted(held.keys() - known):
+        return (
+            f"it has {unknown[0]!r}, which transformers {transformers.__version__} does not know (it is "
+            "damaged, or of a newer transformers)"
+        )
+    for name in _NUMBERS & held.keys():
+        value = held[name]
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            return f"its {name} is not a number"
+    history = held.get("log_history")
+    if history is not None and not (
+        isinstance(history, list) and all(isinstance(row, dict) for row in history)
+    ):
+        return "its log_history is not a list of logs"
+    if not isinstance(held.get("stateful_callbacks"), dict | None):
+        return "its stateful_callbacks is not an object"
+    return None
 
 
 def _damaged_weights(folder: Path) -> Iterator[tuple[Path, str | Exception]]:

@@ -1,16 +1,22 @@
-"""A job in a forked process, which is killed at a write or a moment, or finds the disk full."""
+"""A job in a forked process or two ranks, of which one is killed at a write or a moment, or which find
+the disk full."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import signal
+import socket
+import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +54,48 @@ class Fate:
         cut: what share of the file just written is left then; None to leave it whole.
         seconds: killed after these; 0 for not.
         room: largest size of a file in bytes, beyond which writing fails; None for no limit.
+        disk: KiB that are free on the disk; None for plenty.
+        rank: which of two processes is killed.
     """
 
     write: int = 0
     cut: float | None = None
     seconds: float = 0.0
     room: int | None = None
+    disk: int | None = None
+    rank: int = 0
+
+
+class Disk:
+    """A disk in memory, on which room can be made scarce; a folder like others where this process may
+    mount none.
+
+    Args:
+        folder: an empty one.
+    """
+
+    PLENTY = 1 << 20  # KiB
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        command = ["mount", "-t", "tmpfs", "-o", f"size={self.PLENTY}k", "tmpfs", str(folder)]
+        try:
+            self.mounted = not subprocess.run(command, capture_output=True).returncode
+        except OSError:
+            self.mounted = False
+
+    def leave(self, kib: int | None) -> None:
+        """Leave so much room; None for plenty."""
+        if self.mounted:
+            used = os.statvfs(self.folder)
+            kept = (used.f_blocks - used.f_bfree) * used.f_frsize // 1024
+            size = self.PLENTY if kib is None else kept + kib
+            options = ["mount", "-o", f"remount,size={size}k", str(self.folder)]
+            subprocess.run(options, check=True)
+
+    def close(self) -> None:
+        if self.mounted:
+            subprocess.run(["umount", str(self.folder)], check=True)
 
 
 class Writes:
@@ -61,6 +103,7 @@ class Writes:
 
     def __init__(self, folder: Path, fate: Fate) -> None:
         self.folder, self.fate, self.count, self.last = str(folder), fate, 0, ""
+        self.rank = 0
         sys.addaudithook(self.heard)
         for module, name in (
             (torch, "save"),
@@ -98,7 +141,7 @@ class Writes:
 
     def happens(self, path: str) -> None:
         self.count += 1
-        if self.count == self.fate.write:
+        if self.count == self.fate.write and self.rank == self.fate.rank:
             for each in {path, self.last}:
                 if self.fate.cut is not None and os.path.isfile(each):
                     os.truncate(each, int(os.path.getsize(each) * self.fate.cut))
@@ -109,6 +152,35 @@ class Writes:
 EVENTS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
 
+_present: Writes | None = None  # of the job that this process does
+
+
+def in_two(job: Callable[[], None]) -> None:
+    """Do a job as two ranks: in this process, and in a second one that is forked from it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    second = os.fork()
+    rank = "0" if second else "1"
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"}
+    if second:
+        job()
+        os.waitpid(second, 0)
+        return
+    try:
+        if _present is not None:
+            _present.rank = 1
+            if _present.fate.rank == 1 and _present.fate.seconds:
+                end = partial(os.kill, os.getpid(), signal.SIGKILL)
+                threading.Timer(_present.fate.seconds, end).start()
+        job()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
 def in_child(job: Callable[[], None], out: Path, log: Path, fate: Fate = Fate()) -> End:
     """Do a job in a forked process, to which something may happen."""
     reader, writer = os.pipe()
@@ -117,8 +189,9 @@ def in_child(job: Callable[[], None], out: Path, log: Path, fate: Fate = Fate())
     if not child:
         try:
             os.close(reader)
+            os.setpgid(0, 0)
             # The log has no room either.
-            where = log if fate.room is None else os.devnull
+            where = log if fate.room is None and fate.disk is None else os.devnull
             stream = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(stream, 1)
             os.dup2(stream, 2)
@@ -131,7 +204,8 @@ def in_child(job: Callable[[], None], out: Path, log: Path, fate: Fate = Fate())
     try:
         while not os.waitpid(child, os.WNOHANG)[0]:
             now = time.perf_counter()
-            if now > deadline or (fate.seconds and not killed and now - begun >= fate.seconds):
+            due = fate.seconds and not fate.rank and now - begun >= fate.seconds
+            if now > deadline or (due and not killed):
                 os.kill(child, signal.SIGKILL)
                 killed = True
             time.sleep(0.005)
@@ -139,6 +213,9 @@ def in_child(job: Callable[[], None], out: Path, log: Path, fate: Fate = Fate())
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         raise
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # a second rank, as its launcher would
+            os.killpg(child, signal.SIGKILL)
     text = os.read(reader, 1 << 16)
     os.close(reader)
     seconds = time.perf_counter() - begun
@@ -152,6 +229,8 @@ def in_child(job: Callable[[], None], out: Path, log: Path, fate: Fate = Fate())
 
 def _ended(job: Callable[[], None], writes: Writes) -> tuple[str, str, int]:
     """Do the job in this process: kind and message of its end, and its writes."""
+    global _present
+    _present = writes
     kind, said = "done", ""
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     try:

@@ -56,7 +56,7 @@ class Damaged:
                 (run / "config.json", lambda path: hf_nm.verify(path.parent)),
                 (run / "model.safetensors", lambda path: hf_nm.verify(path.parent)),
             ]
-            if subject != "trainer":
+            if subject not in ("trainer", "ranks"):
                 files += [
                     (run / "results.json", lambda path: read_scores(path.parent)),
                     (run / "results.json", lambda path: compare([path.parent])),

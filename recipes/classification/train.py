@@ -27,11 +27,12 @@ from transformers import (
 
 import hf_nm
 from hf_nm.experiments.earlier_runs import check_dense_run, updates_before
-from hf_nm.experiments.options import one_line_errors
+from hf_nm.experiments.options import one_line_errors, one_line_without_room
 from hf_nm.experiments.results import write_predictions
 from hf_nm.experiments.run import same_outputs, start
 
 
+@one_line_without_room()
 def main() -> None:
     recipe, arguments, run = start("classification", parse)
 
@@ -152,8 +153,8 @@ def main() -> None:
             rows={split: len(rows) for split, rows in tokens.items()},
         )
         unit = "squared error" if data.labels is None else "nats"
-        run.write(results, f"{recipe.task}, {arm}", trainer, unit)
-        write_predictions(run.out, references, predictions)
+        write_predictions(run.out, references, predictions)  # a run with results has everything
+        run.write(results, f"{recipe.task}, {arm}", trainer, unit, recipe.dense_run)
     run.publish(trainer, recipe.dense_run)
     run.close()
 

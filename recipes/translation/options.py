@@ -33,6 +33,13 @@ class RecipeArguments(recipe_options.SparseArguments):
         default="de", metadata={"help": "name of the target in TSV, CSV and JSONL"}
     )
 
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "a run of this recipe of the same sizes, whose model is trained on"},
+    )
+    dense_run: str | None = field(
+        default=None, metadata={"help": "output directory of the dense run, for the card"}
+    )
     vocab_size: int = field(default=8000, metadata={"help": "joint byte-level BPE, both languages"})
     d_model: int = field(default=512)
     ffn_dim: int = field(default=2048)

@@ -9,6 +9,7 @@ from options import RecipeArguments
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_nm.experiments.metrics import SacreBLEU
+from hf_nm.experiments.results import write_translations
 from hf_nm.experiments.run import Run
 
 
@@ -19,7 +20,8 @@ def score(
     splits: DatasetDict,
     run: Run,
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Translate validation and test set, all processes together.
+    """Translate validation and test set, all processes together; the test set's translations are kept
+    in `translations.jsonl`.
 
     Args:
         recipe: how to search, and how much at once.
@@ -55,6 +57,8 @@ def score(
             {"source": s, "translation": t, "reference": r}
             for s, t, r in zip(sentences[:5], translations, references, strict=False)
         ]
+    if run.state.is_main_process:
+        write_translations(run.out, sentences, translations, references)
     return {"metric": "BLEU", **bleu, "signature": scored["signature"], **search}, samples
 
 
@@ -62,6 +66,11 @@ def dictionary_baseline(splits: DatasetDict) -> float:
     """BLEU of the embedded test set where every word is replaced by its commonest translation."""
     guesses = [embedded_corpus().word_by_word(sentence) for sentence in splits["test"]["source"]]
     return _bleu(guesses, list(splits["test"]["target"]))["score"]
+
+
+def signature() -> str:
+    """How BLEU is computed here, before there is anything to score."""
+    return _bleu(["a"], ["a"])["signature"]
 
 
 def _bleu(predictions: list[str], references: list[str]) -> dict[str, Any]:

@@ -16,15 +16,17 @@ from data import load_data
 from model import build_model
 from objective import TokenBatches, label_smoothed_loss
 from options import parse
-from scoring import dictionary_baseline, score
+from scoring import dictionary_baseline, score, signature
 from tokenizer import train_bpe
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 import hf_nm
-from hf_nm.experiments.options import one_line_errors
+from hf_nm.experiments.earlier_runs import check_dense_run, updates_before
+from hf_nm.experiments.options import one_line_errors, one_line_without_room, opened
 from hf_nm.experiments.run import same_outputs, start
 
 
+@one_line_without_room()
 def main() -> None:
     recipe, arguments, run = start("translation", parse)
 
@@ -34,9 +36,13 @@ def main() -> None:
     with one_line_errors(), run.state.main_process_first():
         tokenizer = run.made_once(
             AutoTokenizer,
-            lambda: train_bpe(
-                (text for column in ("source", "target") for text in splits["train"][column]),
-                recipe.vocab_size,
+            lambda: (
+                train_bpe(
+                    (text for column in ("source", "target") for text in splits["train"][column]),
+                    recipe.vocab_size,
+                )
+                if not recipe.model_name_or_path
+                else opened(AutoTokenizer, "model_name_or_path", recipe.model_name_or_path)
             ),
         )
 
@@ -61,10 +67,11 @@ def main() -> None:
         tokens[split] = kept
 
     # ---- Model
-    model = build_model(recipe, tokenizer)
     with one_line_errors():
+        model = build_model(recipe, tokenizer)
         options = recipe.trainer_options(AutoModelForSeq2SeqLM, model, tokenizer)
         recipe.sparsify(model)
+        check_dense_run(recipe.dense_run, signature())
 
     # ---- Training
     kind: Any = hf_nm.NMSeq2SeqTrainer if recipe.sparse else Seq2SeqTrainer
@@ -114,6 +121,7 @@ def main() -> None:
             pairs={split: len(rows) for split, rows in splits.items()},
             left_out=left_out,
             samples=samples,
+            steps_before=updates_before(recipe.model_name_or_path),
             sparsity=[
                 {
                     "name": layer.name,
@@ -124,8 +132,9 @@ def main() -> None:
                 for layer in run.layers
             ],
         )
-        run.write(results, f"Translation, {recipe.method}", trainer, "nats per token")
-    run.publish(trainer)
+        heading = f"Translation, {recipe.method}"
+        run.write(results, heading, trainer, "nats per token", recipe.dense_run)
+    run.publish(trainer, recipe.dense_run)
     run.close()
 
 

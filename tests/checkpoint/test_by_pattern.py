@@ -8,10 +8,13 @@ import pytest
 import torch
 from models import llama
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import hf_nm
 from hf_nm.cli import app as cli
 
+LAST = " along its last dimension, and nothing tells which its input dimension is"
 GROUP = torch.tensor([1.0, 0.0, 2.0, 0.0])
 
 
@@ -40,9 +43,9 @@ def test_what_keeps_it(file: Path) -> None:
     rows = sorted((row.name, row.kept) for row in report.layers)
     assert rows == [("a.mlp.down", 12), ("a.mlp.up", 24)]
     assert {row.name: row.reason for row in report.skipped} == {
-        "a.attn.q": "not 2:4",
-        "a.attn.k": "not 2:4",
-        "embed": "its last dimension 6 is not a multiple of m=4",
+        "a.attn.q": f"not 2:4{LAST}",
+        "a.attn.k": f"not 2:4{LAST}",
+        "embed": "its last dimension of 6 is not a multiple of m=4",
         "lora_B": "all zero",
         "ids": "dtype torch.uint8 cannot be N:M",
         "none": "it has no entry",
@@ -91,6 +94,29 @@ def test_folders_models_and_packed_ones(tmp_path: Path) -> None:
     assert len(hf_nm.verify(tmp_path / "plain", pattern="1:4").layers) == len(expected)
     with pytest.raises(hf_nm.BrokenPatternError):
         hf_nm.verify(llama(), pattern="2:4")
+
+
+def test_along_the_input_dimension(tmp_path: Path) -> None:
+    """Red if GPT-2's ``Conv1D`` (input dimension first) or a convolution is judged along its last
+    dimension although the model, or the class that the config names, tells better."""
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=8)
+    model = hf_nm.sparsify(GPT2LMHeadModel(config))
+    model.save_pretrained(tmp_path)
+    expected = sorted((row.name, row.kept) for row in hf_nm.verify(model).layers)
+    assert any("c_attn" in name for name, _ in expected)
+    for source in (model, tmp_path, tmp_path / "model.safetensors"):
+        report = hf_nm.verify(source, pattern="2:4")
+        assert sorted((row.name, row.kept) for row in report.layers) == expected
+        assert "not 2:4" in {row.reason for row in report.skipped}  # the embedding
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(
+        hf_nm.BrokenPatternError, match="nothing tells which its input dimension is"
+    ):
+        hf_nm.verify(tmp_path, pattern="2:4", targets=None)
+    convolution = nn.Conv2d(8, 6, 1)
+    with torch.no_grad():
+        convolution.weight.copy_(GROUP.repeat(6, 2)[:, :, None, None])
+    assert len(hf_nm.verify(convolution, pattern="2:4").layers) == 1
 
 
 def test_exit_codes(file: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

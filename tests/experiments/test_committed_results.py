@@ -92,3 +92,27 @@ def test_translation(tmp_path: Path) -> None:
     assert [row[4] for row in table] == [score for _, _, _, score, _ in runs]
     for (name, _, _, _, difference), row in zip(runs, table, strict=True):
         assert float(row[5]) == pytest.approx(float(difference or 0), abs=0.0101), name
+
+
+def test_translation_arms() -> None:
+    """Red if the committed table of arms is not that of the committed runs, or a figure is missing."""
+    folder = RECIPES / "translation" / "results"
+    text = (folder / "results.md").read_text("utf-8")
+    lines = (folder / "runs.jsonl").read_text("utf-8").splitlines()
+    scores: dict[str, dict[int, float]] = {}
+    for run in map(json.loads, lines):
+        assert run["commit"]
+        scores.setdefault(run["arm"], {})[run["seed"]] = run["score"]["test"]
+    header, *rows = table_rows(text.split("## Each run")[0])
+    assert {row[0] for row in rows} == set(scores)
+    for row in rows:
+        cells, own = dict(zip(header, row, strict=True)), scores[row[0]]
+        assert cells["seeds"] == ", ".join(map(str, sorted(own)))
+        spread = f" ± {np.std([*own.values()], ddof=1):.2f}" if len(own) > 1 else ""
+        assert cells["BLEU"] == f"{np.mean([*own.values()]):.2f}{spread}"
+        if row[0] != "dense":
+            common = sorted(own.keys() & scores["dense"].keys())
+            gap = np.mean([own[seed] - scores["dense"][seed] for seed in common])
+            assert cells["less dense"].startswith(f"{gap:+.2f} [")
+    for name in re.findall(r"\]\((\w+\.png)\)", text):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
+from hf_nm.environment import command_line
 from hf_nm.experiments.earlier_runs import check_dense_run, last_checkpoint, updates_before
-from hf_nm.experiments.run import CLOCK_FILE, Clock, command_line, same_outputs
+from hf_nm.experiments.run import CLOCK_FILE, Clock, same_outputs
 
 
 @pytest.fixture

@@ -57,6 +57,8 @@ def test_numbers() -> None:
     assert "| `layer.0.a\\|bc` | 2x4x8 | 1:4 | 16 | 25.00% |" in text
     assert text.index("layer.0") < text.index("layer.2.") < text.index("layer.10.")
     assert "| method | sr-ste, decay 0.0002 |" in text
+    text = card_text(facts(manifest=Manifest(P24, "sr-ste", "auto", {"x": P24})))
+    assert "| method | sr-ste, decay auto |" in text
 
 
 def test_speed_is_not_promised() -> None:
@@ -85,9 +87,22 @@ def test_scores() -> None:
     assert "BLEU: `a|b`\n" in text
 
 
+def test_interval_beside_dense() -> None:
+    """Red if the interval is not that of the difference, or is explained where there is none."""
+    with_interval = hf_nm.Score("BLEU", 35.47, "x", dense=36.07, interval=(-1.59, 0.33))
+    text = card_text(facts(scores=[with_interval]))
+    assert "| BLEU | x, test | 35.47 | 36.07 | -0.6 [-1.59, +0.33] | 98.3% |" in text
+    assert "paired bootstrap" in text
+    without = hf_nm.Score("BLEU", 35.47, "x", dense=36.07)
+    assert "bootstrap" not in card_text(facts(scores=[without]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"interval": (0.0, 1.0)}, "and dense"),
+        ({"interval": (1.0, 0.0), "dense": 1.0}, "the lower first"),
+        ({"interval": (float("nan"), 0.0), "dense": 1.0}, "finite bounds"),
         ({"value": float("nan")}, "must be finite"),
         ({"dense": float("inf")}, "must be finite"),
         ({"metric": ""}, "name of its metric"),

@@ -365,15 +365,6 @@ def test_pull_request(hub: HubServer) -> None:
     assert "1:4" not in hub.card(REPO)
 
 
-def test_a_failure_that_passes(hub: HubServer) -> None:
-    for line in ("PUT /upload/", "POST .*/preupload/", "POST .*/batch"):
-        hub.fail(line)
-    model = trained_bert()
-    hf_nm.push_to_hub(model, REPO)
-    assert all(fault.times == 0 for fault in hub.faults)
-    assert_same(model)
-
-
 def test_a_failure_that_stays(hub: HubServer, folder: Path) -> None:
     """Red if a broken upload changes local files, commits half a model, or starts all over again."""
     model = trained_bert()
@@ -400,15 +391,3 @@ def test_a_failure_that_stays(hub: HubServer, folder: Path) -> None:
     assert sum(line.startswith("PUT") for line in hub.requests) == len(sizes) - arrived
     assert contents(folder) == before
     assert_same(model)
-
-
-@pytest.mark.parametrize("status", [403, 500])
-def test_a_card_that_cannot_be_read(status: int, hub: HubServer) -> None:
-    """Red if a card is written anew because the Hub did not answer."""
-    hf_nm.push_to_hub(trained_bert(), REPO)
-    hub.edit(REPO, "README.md", lambda text: text + "\nMine.\n")
-    hub.fail("GET .*/README.md", status, times=100)
-    with pytest.raises(HfHubHTTPError, match=str(status)):
-        hf_nm.push_to_hub(trained_bert(), REPO)
-    hub.faults.clear()
-    assert hub.card(REPO).endswith("\nMine.\n")

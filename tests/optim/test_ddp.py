@@ -68,6 +68,15 @@ def test_copies_agree_and_equal_one_process(name, folder):
     assert_close((losses[0] + losses[1]) / 2, losses[2])
 
 
+def test_automatic_decay(folder):
+    """Red if each rank follows the gradient of its own half of the batch."""
+    first, second = seen_by(folder, "automatic")
+    one = processes.train(None, seed=0, decay="auto")
+    assert_same_state(second["state"], first["state"])
+    assert first["decays"] == second["decays"] == pytest.approx(one["decays"], rel=1e-6)
+    assert all(decay > 0 for decay in one["decays"].values())
+
+
 def test_independent_models_are_left_alone(folder):
     """Red if ranks that train models of their own get masks from rank 0."""
     for rank, result in enumerate(seen_by(folder, "independent")):

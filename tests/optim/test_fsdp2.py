@@ -49,6 +49,22 @@ def test_equals_one_process(name, folder):
     assert_close((losses[0] + losses[1]) / 2, losses[2])
 
 
+@pytest.mark.parametrize("name", ["automatic", "automatic, resumed"])
+def test_automatic_decay(name, folder):
+    """Summed over shards, also empty ones, and through a distributed checkpoint. Red if a rank follows
+    its part of a gradient, or counts its entries alone. (Sums are rounded to float32.)"""
+    first, second = seen_by(folder, name)
+    assert_same_state(second["state"], first["state"])
+    one = sharded.run(None, sharded.not_sharded, decay="auto")
+    assert first["decays"] == second["decays"] == pytest.approx(one["decays"], rel=1e-5)
+    assert len(one["decays"]) == 6
+    assert all(decay > 0 for decay in one["decays"].values())
+    for w in one["decays"]:
+        torch.testing.assert_close(
+            first["state"][f"{w}/dense"], one["state"][f"{w}/dense"], rtol=1e-5, atol=1e-7
+        )
+
+
 def test_resumed_by_one_process(folder):
     """A checkpoint of two processes in a model that is not sharded. Red if it holds rank 0's part."""
     from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict

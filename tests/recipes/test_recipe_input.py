@@ -119,12 +119,28 @@ def test_command_line_overrides_yaml(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "decay", "said"),
+    [
+        ([], 0.02, "SR-STE 2:4, decay 0.02"),
+        (["--decay", "auto"], "auto", "SR-STE 2:4, decay auto"),
+        (["--decay=2e-4"], 2e-4, "SR-STE 2:4, decay 0.0002"),
+    ],
+)
+def test_decay_is_a_number_or_auto(tmp_path, options, decay, said):
+    """Red if a number stays text, or an arm is not named by its decay."""
+    (tmp_path / "x.yaml").write_text("decay: 2.0e-2\n")
+    recipe, _ = parse([str(tmp_path / "x.yaml"), "--output_dir", "o", *options])
+    assert (recipe.decay, str(recipe)) == (decay, said)
+
+
+@pytest.mark.parametrize(
     ("text", "options", "message"),
     [
         ("max_step: 7\n", [], "unknown key 'max_step'; did you mean 'max_steps'"),
         ("max_steps: many\n", [], "argument --max_steps.*invalid int value: 'many'"),
         ("method: topk\n", [], "invalid choice: 'topk'"),
         ("", ["--max_step", "7"], "unknown option --max_step 7; did you mean --max_steps"),
+        ("decay: automatic\n", [], "--decay: 'automatic' is neither a number nor 'auto'"),
         ("- a\n", [], "must hold keys and values"),
         ("run_name: \xfcbung\n", [], "x.yaml: not YAML"),
     ],

@@ -1,15 +1,22 @@
-"""What a recipe refuses before it trains, and a run that ended in NaN."""
+"""What a recipe refuses before it trains, a run that ended in NaN, and one that found the disk full."""
 
+import importlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import classification
 import pytest
 from classification import TINY, toy_files
+from recipe_loading import importing
 from recipe_loading import run as run_recipe
+
+from hf_nm.trainer.checkpoints import damage
 
 translate = partial(run_recipe, "translation")
 classify = classification.run
@@ -76,6 +83,50 @@ def test_a_run_that_ends_in_nan(data, tmp_path, capsys):
     assert "NaN" in text
     assert "--learning_rate" in text
     assert not (tmp_path / "results.json").exists()
+
+
+def test_a_validation_loss_that_is_nan(data, tmp_path, capsys, monkeypatch):
+    """Red if a run whose weights are finite but whose validation loss is not ends as if it were good, or
+    its results.json is no strict JSON."""
+    with importing("classification"):
+        train = importlib.import_module("train")
+    loss = train.classification_loss
+
+    def broken(*args, **kwargs):
+        found = loss(*args, **kwargs)
+        return found if found.requires_grad else found * float("nan")
+
+    monkeypatch.setattr(train, "classification_loss", broken)
+    text = refused(capsys, classify, *data, *TINY.split(), "--output_dir", tmp_path)
+    assert (
+        "the loss on the validation set is nan; its results are written, but not published" in text
+    )
+    found = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert found["validation"]["loss"] is None
+    assert found["steps"] == 6
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """No file may become larger than so many bytes: writing on fails as on a full disk."""
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [1_000, 5_000, 30_000, 60_000])
+def test_no_room(size, data, tmp_path, capsys):
+    """Red if a full disk ends in a traceback or well, or half a file counts as a whole one. The sizes
+    are met by the options, the tokenizer, the model's file and the optimizer's."""
+    with room(size):
+        text = refused(capsys, classify, *data, *SAVING, "--output_dir", tmp_path)
+    assert text.startswith("train.py: error: ")
+    assert any(said in text for said in ("File too large", "os error 27", "torch.save: "))
+    assert not (tmp_path / "results.json").exists()
+    assert all(damage(folder) for folder in tmp_path.glob("checkpoint-*"))
 
 
 BAD = {

@@ -42,7 +42,7 @@ def new_model(seed: int, **options: Any) -> nn.Sequential:
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(noise / 4)
-    return hf_nm.sparsify(model, targets="*", decay=DECAY, **options)
+    return hf_nm.sparsify(model, targets="*", **({"decay": DECAY} | options))
 
 
 def loss_of(model: nn.Module, step: int, rank: int | None, world: int = 2) -> torch.Tensor:
@@ -63,6 +63,7 @@ def seen(model: nn.Module, handle: hf_nm.Attachment, losses: list[float]) -> dic
         "flips": handle.flips_per_layer(),
         "flip_rate": handle.flip_rate(),
         "losses": losses,
+        "decays": handle.meter.decays(),
     }
 
 
@@ -77,6 +78,7 @@ def train(
     copies: bool = True,
     options: dict[str, Any] | None = None,
     method: str | hf_nm.Method = "sr-ste",
+    decay: float | str = DECAY,
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Any]:
     """A plain loop: one process (``rank`` None), or one of two that train copies in DDP.
@@ -91,9 +93,10 @@ def train(
         copies: whether to wrap in DDP at all.
         options: for ``hf_nm.attach``.
         method: for ``hf_nm.sparsify``.
+        decay: the same.
         group: the two processes that train copies; all of them if None.
     """
-    model = new_model(seed, method=method)
+    model = new_model(seed, method=method, decay=decay)
     parameters = model.parameters() if add_group_at is None else model[2].parameters()
     stepped = OPTIMIZERS[optimizer](parameters)
     options = options or {}
@@ -268,6 +271,7 @@ def main(folder: Path) -> None:
     else:
         for name, options in SCENARIOS.items():
             keep(name, train(rank, seed=rank, **options))
+        keep("automatic", train(rank, seed=rank, decay="auto"))
         keep("independent", train(rank, seed=rank, copies=False))
         keep("trainer", trainer_runs(folder, rank))
         keep("traffic", traffic(rank))

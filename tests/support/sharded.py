@@ -202,9 +202,11 @@ WAYS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-def resumed(rank: int, folder: Path, kind: str, attach_last: bool = False) -> dict[str, Any]:
+def resumed(
+    rank: int, folder: Path, kind: str, name: str = "dcp", **sparsify: Any
+) -> dict[str, Any]:
     """Three steps, saved; another start from it, three more steps."""
-    model, optimizer, handle = plain(new_model())
+    model, optimizer, handle = plain(new_model(**sparsify))
     losses = steps(model, optimizer, rank, range(3))
     handle.mark()
     if kind == "per rank":
@@ -222,9 +224,9 @@ def resumed(rank: int, folder: Path, kind: str, attach_last: bool = False) -> di
             "model": get_model_state_dict(model),
             "optimizer": get_optimizer_state_dict(model, optimizer),
         }
-        dcp.save(state, checkpoint_id=folder / "dcp")
+        dcp.save(state, checkpoint_id=folder / name)
 
-    model, optimizer, handle = plain(new_model(seed=5))
+    model, optimizer, handle = plain(new_model(seed=5, **sparsify))
     if kind == "per rank":
         optimizer.load_state_dict(saved["optimizer"])
         model.load_state_dict(saved["model"])
@@ -238,7 +240,7 @@ def resumed(rank: int, folder: Path, kind: str, attach_last: bool = False) -> di
             "model": get_model_state_dict(model),
             "optimizer": get_optimizer_state_dict(model, optimizer),
         }
-        dcp.load(state, checkpoint_id=folder / "dcp")
+        dcp.load(state, checkpoint_id=folder / name)
         set_model_state_dict(model, state["model"])
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
     losses += steps(model, optimizer, rank, range(3, STEPS))
@@ -310,6 +312,8 @@ def main(folder: Path) -> None:
         keep(name, run(rank, way, **options))
     for kind in ("per rank", "full", "dcp"):
         keep(kind, resumed(rank, folder, kind))
+    keep("automatic", run(rank, plain, decay="auto"))
+    keep("automatic, resumed", resumed(rank, folder, "dcp", "auto", decay="auto"))
     keep("partial", {"dense": partial_gradients(rank)})
     if SHARDS_BY_SIZE:
         keep("tensor_parallel", tensor_parallel(rank, folder))

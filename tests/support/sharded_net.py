@@ -57,7 +57,7 @@ def new_model(seed: int = 0, **options: Any) -> Net:
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(noise / 3)
-    return hf_nm.sparsify(model, targets="*", decay=DECAY, **options)
+    return hf_nm.sparsify(model, targets="*", **({"decay": DECAY} | options))
 
 
 def shard(model: Net, **options: Any) -> Net:
@@ -115,6 +115,7 @@ def seen(model: nn.Module, handle: hf_nm.Attachment, losses: list[float]) -> dic
         "flips": handle.flips_per_layer(),
         "flip_rate": handle.flip_rate(),
         "losses": losses,
+        "decays": handle.meter.decays(),
     }
 
 

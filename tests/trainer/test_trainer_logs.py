@@ -94,3 +94,17 @@ def test_reporters_see_the_figures(tmp_path, monkeypatch):
     seen = [line for line in made[0].logs if "loss" in line]
     assert [set(figures(line)) for line in seen] == [set(NM_KEYS)] * 4
     assert [figures(line) for line in seen] == [figures(line) for line in train_logs(trainer)]
+
+
+def test_an_automatic_decay_is_logged(tmp_path):
+    """Red if it is not the one in force at an interval's last step, or not the mean over weights."""
+    options = {"decay_warmup_steps": 24}
+    trainer = build(tmp_path, sparsify={"decay": "auto"}, options=options)
+    trainer.train()
+    logged = [figures(line)["nm/decay"] for line in train_logs(trainer)]
+    decays = trainer.nm_callback.attachment.meter.decays()
+    assert logged[-1] == pytest.approx(0.5 * sum(decays.values()) / len(decays))
+    for line, decay in zip(sad_file(tmp_path), logged, strict=True):
+        of_layers = [layer["decay"] for layer in line["layers"].values()]
+        assert sum(of_layers) / len(of_layers) == pytest.approx(decay) == line["nm/decay"]
+        assert len(set(of_layers)) == len(of_layers)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,11 @@ def longer(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\0" * 8)
 
 
+def entry_of_state(path: Path, entry: str) -> None:
+    """A state of the right step with an entry that no Trainer wrote."""
+    path.write_text(f'{{"global_step": 12, {entry}}}')
+
+
 DAMAGES = {
     **{
         f"{name} cut at {share}": (name, lambda path, share=share: cut(path, share))
@@ -82,6 +88,16 @@ DAMAGES = {
         "trainer_state.json",
         lambda path: path.write_text('{"global_step": true}'),
     ),
+    **{
+        f"a state with {entry}": ("trainer_state.json", partial(entry_of_state, entry=entry))
+        for entry in (
+            '"ev`l_steps": 500',
+            '"epoch": "3"',
+            '"train_batch_size": true',
+            '"log_history": [1]',
+            '"stateful_callbacks": 5',
+        )
+    },
 }
 
 
