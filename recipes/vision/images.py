@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+CHANNELS = 3
 SIXTEEN_BITS = 2**16 - 1
 DEEP = {"I", "I;16", "I;16B", "I;16L"}  # Pillow's modes of grey with more than 8 bits
 
@@ -37,7 +38,7 @@ def open_image(source: dict[str, Any], name: str) -> Image.Image:
 
     What transformers' pipelines make of a file, too: transparency is dropped, grey is repeated in the
     three channels, of an animation the first frame is taken. Grey of 16 bits keeps its upper 8, where
-    a pipeline would show white.
+    a pipeline would show white. Images of up to 3 pixels a side are enlarged four times.
 
     Args:
         source: `bytes` of the file, or else its `path`: a row of `datasets.Image(decode=False)`.
@@ -74,7 +75,11 @@ def open_image(source: dict[str, Any], name: str) -> Image.Image:
         )
     elif image.mode == "P":
         image = image.convert("RGBA")  # a palette may be transparent
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    if min(image.size) <= CHANNELS:
+        # a side that processors of transformers 5.0 would take for the channels
+        image = image.resize((4 * image.width, 4 * image.height), Image.Resampling.NEAREST)
+    return image
 
 
 class Scaled:
