@@ -47,7 +47,17 @@ FOLDERS = {
         TERMINAL,
     ),
     "experiments": (
-        {"sparsity", "methods", "formats", "model", "optim", "checkpoint", "hub", "trainer"},
+        {
+            "sparsity",
+            "methods",
+            "targets",
+            "formats",
+            "model",
+            "optim",
+            "checkpoint",
+            "hub",
+            "trainer",
+        },
         HUGGING_FACE | DATA | SCIENCE | {"yaml", "matplotlib", "filelock", "tqdm"},
     ),
 }
