@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
 from hf_nm.experiments.arms.finished import FinishedRun, arms_of
 from hf_nm.experiments.arms.table import scale_of
@@ -87,7 +87,7 @@ def draw_layers(runs: Sequence[FinishedRun]) -> Figure | None:
         each = [found for run in own if (found := layer_map(run.folder, run.entries)) is not None]
         same_axes = [found for found in each if found[:2] == each[0][:2]]
         if same_axes:
-            mean = np.mean([values for _, _, values in same_axes], axis=0)
+            mean = torch.stack([values for _, _, values in same_axes]).mean(0)
             maps[arm] = (*same_axes[0][:2], mean)
     if not maps:
         return None
