@@ -35,6 +35,9 @@ VIT_IS_RENAMED = Version(transformers.__version__) >= Version("5.9")
 SHARDS_BY_SIZE = Version(transformers.__version__) >= Version("5.13")
 # Whether the Trainer resumes in several processes without GPUs: before, it loads to "cpu:0", which torch
 # cannot (5.17.0; mended in 5.18.0).
+# Seen in 5.0: a DETR's backbone of the config's default beside the one that is given, a model's module
+# that has to be in sys.modules, a loaded BERT's LayerNorms saved by their old names.
+LIKE_5_24 = Version(transformers.__version__) >= Version("5.18")
 RESUMES_ON_CPUS = Version(transformers.__version__) >= Version("5.18")
 # Whether the Trainer leaves a model alone that `from_pretrained` sharded; before, it wraps it in DDP too
 # (5.17.0; mended in 5.18.0).
