@@ -5,19 +5,16 @@ that reach out of their image are clipped to it, those with nothing inside are l
 counted.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import scenes
 from boxed_rows import AnnotatedRows, Boxes, size_of
 from datasets import ClassLabel, Dataset
-from labelled import SPLIT_NAMES, SPLITS
-from PIL import Image
+from sources import as_file, find_splits, read_parquet, undecoded, with_validation
 
 from hf_nm.experiments.output import read_json
 
@@ -66,40 +63,20 @@ def load_annotated(
     Raises:
         ValueError, OSError: there is no such data, or something in it is wrong: one line.
     """
-    if any(data.values()):
-        for split in ("train", "test"):
-            if not data[split]:
-                raise ValueError(
-                    f"no --{split}_data; local data needs --train_data and --test_data."
-                )
-        splits = {
-            split: read_annotated(str(path), (folders or {}).get(split), image, objects)
-            for split, path in data.items()
-            if path
-        }
-        whole = Path(str(data["train"])).resolve()
-        task = task or (whole.parent.name if whole.stem in SPLIT_NAMES else whole.stem)
-        test = Path(str(data["test"])).name
-    elif hub:
-        splits, test = _from_hub(*hub, image, objects, test_split)
-        task = task or hub[0].rpartition("/")[2]
-    else:
-        splits, test = {split: _embedded(split) for split in SPLITS}, "test"
-        task = task or "embedded scenes"
+    splits, name, test = find_splits(
+        data,
+        hub,
+        read=lambda split, path: read_annotated(path, (folders or {}).get(split), image, objects),
+        take=lambda rows, called: _from_dataset(rows, called, image, objects),
+        draw=_embedded,
+        drawn="embedded scenes",
+        task=task,
+        test_split=test_split,
+    )
     labels = _labels(splits, known_labels)
     if not any(map(len, splits["test"].boxes)):
         raise ValueError(f"{test}: no box in the test data, so nothing could be scored.")
-    if "validation" not in splits:
-        count = len(splits["train"])
-        if not 0 < validation_rows < count:
-            raise ValueError(
-                f"--validation_rows is {validation_rows}, but must leave something of the {count} "
-                "training rows; or give --validation_data."
-            )
-        order = np.random.default_rng(0).permutation(count)
-        splits["validation"] = splits["train"].part(np.sort(order[:validation_rows]))
-        splits["train"] = splits["train"].part(np.sort(order[validation_rows:]))
-    return Annotated({split: splits[split] for split in SPLITS}, labels, task, test)
+    return Annotated(with_validation(splits, validation_rows), labels, name, test)
 
 
 def read_annotated(
@@ -120,13 +97,7 @@ def read_annotated(
         raise FileNotFoundError(f"{path}: no such file or folder.")
     files = sorted(map(str, where.glob("*.parquet"))) if where.is_dir() else [path]
     if files and files[0].endswith(".parquet"):
-        try:
-            rows = Dataset.from_parquet(files)
-        except Exception as error:  # pyarrow's and datasets' errors share no class
-            cause = error.__cause__ or error
-            said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-            raise ValueError(f"{path}: cannot be read as parquet ({said}).") from error
-        return _from_dataset(rows, path, image, objects)
+        return _from_dataset(read_parquet(files, path), path, image, objects)
     if where.suffix == ".json":
         return _from_coco(where, Path(folder) if folder else where.parent)
     raise ValueError(
@@ -194,12 +165,7 @@ def _from_dataset(rows: Dataset, name: str, image: str | None, objects: str) -> 
             raise ValueError(
                 f"{name}: no column {column!r} among {', '.join(rows.features)}; see --{option}_column."
             )
-    try:
-        rows = rows.cast_column(image, datasets.Image(decode=False))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{name}: the column {image!r} holds no images ({rows.features[image]}); see --image_column."
-        ) from error
+    rows = undecoded(rows, name, image)
     boxed = rows.select_columns(objects)[:][objects]
     kind: Any = rows.features[objects]
     kind = getattr(kind, "feature", kind)  # a list of objects, or an object of lists
@@ -245,38 +211,11 @@ def _objects(row: Any, name: str, column: str) -> list[tuple[Any, Any, bool]]:
     return list(zip(boxes, labels, map(bool, crowds), strict=True))
 
 
-def _from_hub(
-    path: str, configuration: str | None, image: str | None, objects: str, test: str | None
-) -> tuple[dict[str, AnnotatedRows], str]:
-    try:
-        hub = datasets.load_dataset(path, configuration)
-    except Exception as error:  # many kinds, whatever is wrong with a name, a network or a file
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"--dataset_name {path}: {said}; without a network give --train_data and --test_data."
-        ) from error
-    test = test or ("test" if "test" in hub else "validation")
-    for split in ("train", test):
-        if split not in hub:
-            raise ValueError(
-                f"{path}: no split {split!r} among {', '.join(hub)}; see --test_split."
-            )
-    kept = {"train": "train", "test": test}
-    if "validation" in hub and test != "validation":
-        kept["validation"] = "validation"
-    return {
-        ours: _from_dataset(hub[theirs], f"{path}, {theirs}", image, objects)
-        for ours, theirs in kept.items()
-    }, test
-
-
 def _embedded(split: str) -> AnnotatedRows:
     images, names, sizes, collected = [], [], [], Boxes()
     for i in range(scenes.ROWS[split]):
         pixels, boxes, classes = scenes.drawn(split, i)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "bmp")  # nothing to compress, nothing lost
-        images.append({"bytes": file.getvalue(), "path": None})
+        images.append(as_file(pixels))
         names.append(f"embedded, {split} {i}")
         sizes.append((scenes.SIDE, scenes.SIDE))
         labels = [scenes.LABELS[kind] for kind in classes]

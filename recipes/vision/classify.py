@@ -14,11 +14,12 @@ import torch
 from augmentation import Augmentation
 from batches import NextEpoch, Pixels, Stack
 from images import Scaled, one_line_image_errors
-from labelled import SPLITS, load_images
+from labelled import load_images
 from model import check_teacher, known_labels, load_model, load_processor
 from objective import classification_loss
 from options import parse
 from scoring import answers
+from sources import SPLITS
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, pipeline
 
 import hf_nm

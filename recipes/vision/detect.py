@@ -14,11 +14,12 @@ from annotated import load_annotated
 from augmentation import Augmentation
 from batches import NextEpoch
 from detection_batches import BoxedPixels, StackBoxed
-from detection_model import WholeImages, known_labels, load_model, load_processor, sparsify
+from detection_model import WholeImages, load_model, load_processor, sparsify
 from detection_options import parse
 from detection_scoring import detections, draw_samples, mean_average_precision, signature
 from images import one_line_image_errors
-from labelled import SPLITS
+from model import known_labels
+from sources import SPLITS
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, Trainer
 
 import hf_nm

@@ -11,6 +11,7 @@ from annotated import Annotated
 from boxed_rows import AnnotatedRows
 from detection_options import DetectionArguments
 from images import Scaled
+from model import start
 from PIL import Image
 from torch import nn
 from transformers import (
@@ -20,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_nm.experiments.options import new_config, opened
+from hf_nm.experiments.options import opened
 from hf_nm.sparsity.pattern import NMPattern
 from hf_nm.targets.rule import find_targets
 
@@ -100,41 +101,18 @@ def load_model(recipe: DetectionArguments, data: Annotated) -> PreTrainedModel:
         "id2label": dict(enumerate(data.labels)),
         "label2id": {label: i for i, label in enumerate(data.labels)},
     }
+    sizes = {"image_size": list(recipe.height_and_width)} if recipe.config_name else {}
+    model = start(
+        AutoModelForObjectDetection,
+        recipe,
+        head,
+        sizes,
+        lambda source: _check_head(source, recipe, data),
+        new_head=recipe.ignore_mismatched_sizes,
+    )
     if recipe.config_name:
-        sizes = {"image_size": list(recipe.height_and_width)}
-        config = new_config(recipe.config_name, recipe.config_overrides, head, sizes)
-        try:
-            model = AutoModelForObjectDetection.from_config(config)
-        except (TypeError, ValueError, IndexError, ZeroDivisionError, ImportError) as error:
-            said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-            given = (
-                f"--config_name {recipe.config_name} --config_overrides {recipe.config_overrides}"
-            )
-            raise ValueError(f"{given}: {said}") from error
         _spread_tokens(model)
-    else:
-        start = str(recipe.model_name_or_path)
-        _check_head(start, recipe, data)
-        model = opened(
-            AutoModelForObjectDetection,
-            "model_name_or_path",
-            start,
-            dtype=torch.float32,  # small updates round away in a bf16 checkpoint's own dtype
-            **head,
-            ignore_mismatched_sizes=recipe.ignore_mismatched_sizes,
-        )
-    if recipe.channels_last:
-        # of four dimensions only: other parameters have no such layout
-        model.to(memory_format=torch.channels_last)
     return model
-
-
-def known_labels(recipe: DetectionArguments) -> list[str]:
-    """The classes of the checkpoint, in its order; none from scratch."""
-    if not recipe.model_name_or_path:
-        return []
-    config = opened(AutoConfig, "model_name_or_path", recipe.model_name_or_path)
-    return list(map(str, config.id2label.values()))
 
 
 def sparsify(recipe: DetectionArguments, model: PreTrainedModel) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from batches import NextEpoch
 from flow_batches import Crops, stack
-from flow_data import SPLITS, load_pairs
+from flow_data import load_pairs
 from flow_model import load_model
 from flow_options import parse
 from flow_picture import draw_flows
 from flow_scoring import end_point_loss, mean_flow, predict, score
 from images import one_line_image_errors
+from sources import SPLITS
 from transformers import PerceiverForOpticalFlow, Trainer
 
 import hf_nm

@@ -8,8 +8,8 @@ import numpy as np
 import textures
 from flow_file import FlowError, read_flow
 from images import ImageError, open_image
+from sources import SPLITS
 
-SPLITS = ("train", "validation", "test")
 PASSES = ("clean", "final")  # of MPI Sintel's frames
 Pair = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -1,7 +1,6 @@
 """Which images have which class: a data set of the Hub, a folder of folders, parquet, a table of paths,
 or the embedded shapes."""
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,11 @@ import shapes
 from datasets import ClassLabel, Dataset
 from images import open_image
 from PIL import Image
+from sources import SPLIT_NAMES, as_file, find_splits, read_parquet, undecoded, with_validation
 
 from hf_nm.experiments.rows import ENDINGS, read_rows
 
-SPLITS = ("train", "validation", "test")
 IMAGE_ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if kind != "PDF"}
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test"}
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "file_name", "path"), ("label", "labels")
 
 
@@ -119,35 +117,18 @@ def load_images(
     Raises:
         ValueError, OSError: there is no such data, or something in it is wrong: one line.
     """
-    if any(data.values()):
-        for split in ("train", "test"):
-            if not data[split]:
-                raise ValueError(
-                    f"no --{split}_data; local data needs --train_data and --test_data."
-                )
-        given = {split: str(path) for split, path in data.items() if path}
-        splits = {split: read_images(path, image, label) for split, path in given.items()}
-        whole = Path(given["train"]).resolve()
-        task = task or (whole.parent.name if whole.stem in SPLIT_NAMES else whole.stem)
-        test = Path(given["test"]).name
-    elif hub:
-        splits, test = _from_hub(*hub, image, label, test_split)
-        task = task or hub[0].rpartition("/")[2]
-    else:
-        splits, test = {split: _embedded(split) for split in SPLITS}, "test"
-        task = task or "embedded"
+    splits, name, test = find_splits(
+        data,
+        hub,
+        read=lambda split, path: read_images(path, image, label),
+        take=lambda rows, called: _from_dataset(rows, called, image, label),
+        draw=_embedded,
+        drawn="embedded",
+        task=task,
+        test_split=test_split,
+    )
     labels = _labels(splits, known_labels)
-    if "validation" not in splits:
-        count = len(splits["train"])
-        if not 0 < validation_rows < count:
-            raise ValueError(
-                f"--validation_rows is {validation_rows}, but must leave something of the {count} "
-                "training rows; or give --validation_data."
-            )
-        order = np.random.default_rng(0).permutation(count)
-        splits["validation"] = splits["train"].part(np.sort(order[:validation_rows]))
-        splits["train"] = splits["train"].part(np.sort(order[validation_rows:]))
-    return Labelled({split: splits[split] for split in SPLITS}, labels, task, test)
+    return Labelled(with_validation(splits, validation_rows), labels, name, test)
 
 
 def read_images(path: str, image: str | None = None, label: str | None = None) -> LabelledRows:
@@ -220,40 +201,7 @@ def _from_table(table: Path, image: str, label: str) -> LabelledRows:
 def _from_parquet(
     files: list[str], name: str, image: str | None, label: str | None
 ) -> LabelledRows:
-    try:
-        rows = Dataset.from_parquet(files)
-    except Exception as error:  # pyarrow's and datasets' errors share no class
-        cause = error.__cause__ or error
-        said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise ValueError(f"{name}: cannot be read as parquet ({said}).") from error
-    return _from_dataset(rows, name, image, label)
-
-
-def _from_hub(
-    path: str, configuration: str | None, image: str | None, label: str | None, test: str | None
-) -> tuple[dict[str, LabelledRows], str]:
-    try:
-        hub = datasets.load_dataset(path, configuration)
-    except Exception as error:  # many kinds, whatever is wrong with a name, a network or a file
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"--dataset_name {path}: {said}; without a network give --train_data and --test_data."
-        ) from error
-    test = test or ("test" if "test" in hub else "validation")
-    for split in ("train", test):
-        if split not in hub:
-            raise ValueError(
-                f"{path}: no split {split!r} among {', '.join(hub)}; see --test_split, or download it "
-                "and give --train_data and --test_data."
-            )
-    kept = {"train": "train", "test": test}
-    if "validation" in hub and test != "validation":
-        kept["validation"] = "validation"
-    found = {
-        ours: _from_dataset(hub[theirs], f"{path}, {theirs}", image, label)
-        for ours, theirs in kept.items()
-    }
-    return found, test
+    return _from_dataset(read_parquet(files, name), name, image, label)
 
 
 def _from_dataset(rows: Dataset, name: str, image: str | None, label: str | None) -> LabelledRows:
@@ -261,12 +209,7 @@ def _from_dataset(rows: Dataset, name: str, image: str | None, label: str | None
         raise ValueError(f"{name}: no rows.")
     image = _column(rows, name, image, "--image_column", datasets.Image, IMAGE_COLUMNS)
     label = _column(rows, name, label, "--label_column", ClassLabel, LABEL_COLUMNS)
-    try:
-        rows = rows.cast_column(image, datasets.Image(decode=False))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{name}: the column {image!r} holds no images ({rows.features[image]}); see --image_column."
-        ) from error
+    rows = undecoded(rows, name, image)
     # one column at a time: a row's image is not read for its label
     values, kind = rows.select_columns(label)[:][label], rows.features[label]
     if isinstance(kind, ClassLabel):
@@ -312,11 +255,7 @@ def _column(
 
 def _embedded(split: str) -> LabelledRows:
     pixels, classes = shapes.drawn(split)
-    files = []
-    for image in pixels:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "bmp")  # nothing to compress, nothing lost
-        files.append({"bytes": file.getvalue(), "path": None})
+    files = [as_file(image) for image in pixels]
     names = [f"embedded, {split} {i}" for i in range(len(files))]
     return LabelledRows(files, [shapes.LABELS[i] for i in classes], names, list(shapes.LABELS))
 

@@ -1,7 +1,7 @@
 """What is trained: an image classifier of a checkpoint, or from scratch, and its image processor."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import transformers
 from cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from images import Scaled
 from labelled import Labelled, LabelledRows
-from options import ClassificationArguments
+from options import ClassificationArguments, VisionArguments
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -75,30 +75,61 @@ def load_model(recipe: ClassificationArguments, data: Labelled) -> PreTrainedMod
         "label2id": {label: i for i, label in enumerate(data.labels)},
         "problem_type": "single_label_classification",
     }
+    return start(
+        AutoModelForImageClassification,
+        recipe,
+        head,
+        {"image_size": recipe.image_size},
+        lambda source: _check_head(source, recipe, data),
+        new_head=recipe.ignore_mismatched_sizes,
+    )
+
+
+def start(
+    auto: Any,
+    recipe: VisionArguments,
+    head: dict[str, Any],
+    sizes: dict[str, Any],
+    check: Callable[[str], None],
+    *,
+    new_head: bool,
+) -> PreTrainedModel:
+    """A model from scratch or of a checkpoint, in the memory layout that was asked for.
+
+    Args:
+        auto: transformers' Auto class.
+        recipe: names the config, or the checkpoint.
+        head: what the config says of classes.
+        sizes: of a config from scratch, where it has them.
+        check: raises where a checkpoint's head is another one.
+        new_head: whether a head of another size is replaced.
+
+    Raises:
+        ValueError: an option is wrong, or what `check` raises.
+    """
     if recipe.config_name:
-        sizes = {"image_size": recipe.image_size}
         config = new_config(recipe.config_name, recipe.config_overrides, head, sizes)
         config.architectures = (
             config.architectures or []
         )  # transformers looks for DeiT's among them
         try:
-            model = AutoModelForImageClassification.from_config(config)
-        except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            model = auto.from_config(config)
+        except (TypeError, ValueError, IndexError, ZeroDivisionError, ImportError) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             given = (
                 f"--config_name {recipe.config_name} --config_overrides {recipe.config_overrides}"
             )
             raise ValueError(f"{given}: {said}") from error
     else:
-        start = str(recipe.model_name_or_path)
-        _check_head(start, recipe, data)
+        source = str(recipe.model_name_or_path)
+        check(source)
         model = opened(
-            AutoModelForImageClassification,
+            auto,
             "model_name_or_path",
-            start,
+            source,
             dtype=torch.float32,  # small updates round away in a bf16 checkpoint's own dtype
             **head,
-            ignore_mismatched_sizes=recipe.ignore_mismatched_sizes,
+            ignore_mismatched_sizes=new_head,
         )
     if recipe.channels_last:
         # of four dimensions only: other parameters have no such layout
@@ -106,7 +137,7 @@ def load_model(recipe: ClassificationArguments, data: Labelled) -> PreTrainedMod
     return model
 
 
-def known_labels(recipe: ClassificationArguments) -> list[str]:
+def known_labels(recipe: VisionArguments) -> list[str]:
     """The classes of the checkpoint, in its order; none from scratch."""
     if not recipe.model_name_or_path:
         return []
