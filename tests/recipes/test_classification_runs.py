@@ -10,7 +10,7 @@ import torch
 from classification import TINY, run, toy_files
 from launching import launch_two
 from models import KEEPS_NAMES
-from recipe_loading import CLASSIFICATION, checkpoint_after, importing
+from recipe_loading import CLASSIFICATION, checkpoint_after, history, importing, results_of
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from transformers import AutoModelForSequenceClassification, pipeline
@@ -30,20 +30,6 @@ SHORT += " --per_device_train_batch_size 4 --learning_rate 0.01"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return toy_files(tmp_path_factory.mktemp("toy"))
-
-
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
-
-
-def history(folder: Path) -> list[dict]:
-    """Everything that was logged, without times."""
-    state = json.loads((folder / "trainer_state.json").read_text())
-    dropped = ("runtime", "per_second", "flos", "train_loss")
-    return [
-        {key: value for key, value in row.items() if not any(word in key for word in dropped)}
-        for row in state["log_history"]
-    ]
 
 
 @pytest.fixture(scope="module")

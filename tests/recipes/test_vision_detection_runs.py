@@ -1,13 +1,12 @@
 """Object detection run whole: arms, models of several kinds, a resumed run, and that it learns."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from boxes import BRIEF, YOLOS, boxed, coco, parquet
 from models import LIKE_5_24
-from recipe_loading import importing
+from recipe_loading import importing, results_of
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, YolosForObjectDetection, pipeline
 from vision import detect
@@ -28,10 +27,6 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("boxes")
     train, test = coco(folder / "train", 16), parquet(folder / "test.parquet", 6, 50)
     return ["--train_data", train, "--test_data", test, "--validation_rows", 4]
-
-
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")

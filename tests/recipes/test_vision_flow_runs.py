@@ -11,7 +11,7 @@ import recipe_loading
 import torch
 from launching import launch_two
 from PIL import Image
-from recipe_loading import VISION, checkpoint_after, importing
+from recipe_loading import VISION, checkpoint_after, history, importing, results_of
 from safetensors.torch import load_file
 from transformers import PerceiverForOpticalFlow
 
@@ -55,20 +55,6 @@ def local(folder: Path) -> list[str]:
             write_flow(inner / f"{i:05}_flow.flo", truth)
         options += [f"--{split}_data", str(inner)]
     return [*options, "--validation_rows", "2"]
-
-
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
-
-
-def history(folder: Path) -> list[dict]:
-    """Everything that was logged, without times."""
-    state = json.loads((folder / "trainer_state.json").read_text())
-    dropped = ("runtime", "per_second", "flos", "train_loss")
-    return [
-        {key: value for key, value in row.items() if not any(word in key for word in dropped)}
-        for row in state["log_history"]
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from launching import launch_two, run_python
 from models import LIKE_5_24
-from recipe_loading import VISION, checkpoint_after, importing
+from recipe_loading import VISION, checkpoint_after, history, importing, results_of
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ResNetForImageClassification, pipeline
 from vision import PLAIN, RESNET, SHORT, classify, toy_folders
@@ -28,20 +28,6 @@ TOY = ["--config_name", "resnet", "--config_overrides", RESNET, *SHORT.split()]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return toy_folders(tmp_path_factory.mktemp("toy"))
-
-
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
-
-
-def history(folder: Path) -> list[dict]:
-    """Everything that was logged, without times."""
-    state = json.loads((folder / "trainer_state.json").read_text())
-    dropped = ("runtime", "per_second", "flos", "train_loss")
-    return [
-        {key: value for key, value in row.items() if not any(word in key for word in dropped)}
-        for row in state["log_history"]
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,11 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
+
+from hf_nm.hub.readme import update_readme
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,8 @@ def check_card(text: str) -> tuple[list[str], list[str]]:
             if not good or not all({"type", "value"} <= metric.keys() for metric in metrics):
                 errors.append('"model-index[].results[]" needs a task, a dataset and metrics')
     return errors, []
+
+
+def update(text: str | None, part: str = "PART", **metadata: Any) -> str:
+    """A card with our part in it, and metadata, over a text that was there."""
+    return update_readme(text, part, metadata, {}, "model")

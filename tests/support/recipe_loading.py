@@ -68,3 +68,18 @@ def run(recipe: str, *arguments: object, script: str = "train") -> None:
     finally:
         torch.set_num_threads(threads)
         sys.argv = argv
+
+
+def results_of(folder: Path) -> dict:
+    """What a run wrote of itself."""
+    return json.loads((folder / "results.json").read_text())
+
+
+def history(folder: Path) -> list[dict]:
+    """Everything that was logged, without times."""
+    state = json.loads((folder / "trainer_state.json").read_text())
+    dropped = ("runtime", "per_second", "flos", "train_loss")
+    return [
+        {key: value for key, value in row.items() if not any(word in key for word in dropped)}
+        for row in state["log_history"]
+    ]
