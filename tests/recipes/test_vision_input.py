@@ -10,8 +10,9 @@ from recipe_loading import importing
 from vision import PLAIN, SHORT, classify, coloured, encoded, toy_folders
 
 with importing("vision"):
-    from labelled import load_images, read_images
+    from labelled import LabelledRows, load_images, read_images
     from options import parse
+    from sources import with_validation
 
 
 def load(train, test, validation=None, **options):
@@ -220,3 +221,16 @@ def test_a_checkpoint_takes_the_place_of_the_files_config():
     optimizer, options = recipe.optimizer(arguments)["optimizer_cls_and_kwargs"]
     assert optimizer is torch.optim.SGD
     assert options == {"lr": 0.1, "momentum": 0.9}
+
+
+def test_what_leaves_for_validation():
+    """Red if the first rows leave (of sorted data a whole class), a row is lost or in both, or another
+    call gives others."""
+    names = [str(i) for i in range(100)]
+    rows = LabelledRows([{}] * 100, names, names)
+    splits = with_validation({"train": rows, "test": rows}, 20)
+    held, rest = list(splits["validation"].labels), list(splits["train"].labels)
+    assert (len(held), len(rest)) == (20, 80)
+    assert sorted(held + rest) == sorted(names)
+    assert max(map(int, held)) > 80
+    assert held == list(with_validation({"train": rows, "test": rows}, 20)["validation"].labels)
